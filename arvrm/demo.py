@@ -1,0 +1,296 @@
+"""The whole pipeline in one command, small enough for two cores: demonstrations to report, in scenes apart.
+
+Settings are `data/demo.json` (and `data/demo_fast.json`, a smoke test of a minute): one section per stage, each with
+what the stage's own verb takes; `tasks` and `model`, which several stages share; and `time_share`. The policy is
+trained in scenes A, B and C and evaluated in D.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from arvrm.config import from_dict, to_dict
+from arvrm.interface import UserError
+from arvrm.results import load_results, save_results, source_commit, table
+
+STAGES = ("robot", "human", "pretrain", "index", "finetune", "evaluate", "report")
+TITLES = {
+    "robot": "generate robot demonstrations (scripted experts)",
+    "human": "generate human clips (synthetic hands)",
+    "pretrain": "stage 1: keypoint pretraining on the human clips",
+    "index": "index the human clips for retrieval",
+    "finetune": "stage 2: fine-tune the policy on the robot demonstrations",
+    "evaluate": "roll out chains of five instructions in a scene it has not seen",
+    "report": "write the report",
+}
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The demonstration.
+
+    Attributes:
+        output: folder for everything.
+        minutes: aim for this long on two cores: training stops at its share of the time (`time_share` in the settings).
+        fast: the smoke test in place of the demonstration: everything runs, nothing is learnt.
+        settings: JSON file in place of the packaged one.
+        resume: go on with a demonstration that was stopped; finished stages are skipped.
+        overwrite: replace an existing demonstration.
+        tasks: in place of the settings' tasks; null: these.
+        model, robot, human, pretrain, index, finetune, evaluate, time_share: changes to the settings' sections.
+    """
+
+    output: str = "runs/demo"
+    minutes: float = 20.0
+    fast: bool = False
+    settings: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+    tasks: tuple[str, ...] | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    robot: dict[str, Any] = field(default_factory=dict)
+    human: dict[str, Any] = field(default_factory=dict)
+    pretrain: dict[str, Any] = field(default_factory=dict)
+    index: dict[str, Any] = field(default_factory=dict)
+    finetune: dict[str, Any] = field(default_factory=dict)
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    time_share: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.minutes <= 0:
+            raise ValueError(f"minutes = {self.minutes}: must be positive")
+
+
+def demo(config: DemoConfig) -> Path:
+    """Run all stages that are not finished; return the report's path.
+
+    Raises:
+        UserError: the output exists (without `resume` or `overwrite`), or was begun with other settings.
+    """
+    output = Path(config.output)
+    settings = load_settings(config)
+    _begin(config, output, settings)
+    expected = "a minute or two" if config.fast else f"about {config.minutes:.0f} minutes on two cores"
+    page = output / "report.html"
+    _say(f"arvrm demo: {expected}, {len(STAGES)} stages, then a table and {page}; stop and --resume at will")
+    done = _read_done(output)
+    total = 0.0
+    for number, stage in enumerate(STAGES, 1):
+        if stage in done:
+            _say(f"[{number}/{len(STAGES)}] {TITLES[stage]}: finished before ({_clock(done[stage])})")
+            total += done[stage]
+            continue
+        _say(f"[{number}/{len(STAGES)}] {TITLES[stage]}")
+        begin = time.perf_counter()
+        RUN[stage](output, settings)
+        done[stage] = round(time.perf_counter() - begin, 1)
+        total += done[stage]
+        _write_json(output / "stages.json", done)
+        _say(f"[{number}/{len(STAGES)}] took {_clock(done[stage])}")
+    _say("")
+    _say(table(load_results(output / "results.json")))
+    times = ", ".join(f"{stage} {_clock(done[stage])}" for stage in STAGES)
+    _say(f"  stage times: {times}; {_clock(total)} in all")
+    return page
+
+
+def load_settings(config: DemoConfig) -> dict[str, Any]:
+    """Return the settings of every stage: the packaged (or given) file, changed by the configuration's sections."""
+    if config.settings:
+        try:
+            settings = json.loads(Path(config.settings).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{config.settings}: {error}; give a JSON file like arvrm/data/demo.json") from error
+    else:
+        name = "demo_fast.json" if config.fast else "demo.json"
+        settings = json.loads(resources.files("arvrm").joinpath("data", name).read_text())
+    sections = (*STAGES[:-1], "model", "time_share")
+    for section in sections:
+        settings[section] = _merged(settings.get(section, {}), getattr(config, section))
+    unknown = settings.keys() - {*sections, "tasks", "note"}
+    if unknown:
+        raise UserError(f"demo settings: unknown section {sorted(unknown)[0]!r}; use {', '.join(sections)}, tasks")
+    tasks, model = config.tasks or settings.pop("tasks", None), settings.pop("model")
+    settings.pop("tasks", None)
+    for stage in ("robot", "human", "evaluate"):
+        if tasks:
+            settings[stage] = {"tasks": list(tasks), **settings[stage]}
+    for stage in ("pretrain", "finetune"):
+        settings[stage] = _merged({"model": model}, settings[stage])
+    # Shares of the time that was asked for, not of what is left: a resumed run must find the same configuration.
+    for stage, share in settings["time_share"].items():
+        settings[stage] = _merged(settings[stage], {"train": {"max_minutes": round(share * config.minutes, 3)}})
+    return settings
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _begin(config: DemoConfig, output: Path, settings: dict[str, Any]) -> None:
+    """Make the folder and note the settings in it; a resumed demonstration must have the same."""
+    notes = output / "demo.json"
+    if output.exists() and any(output.iterdir()):
+        if not (config.resume or config.overwrite):
+            raise UserError(f"{output}: exists; pass --resume to go on with it or --overwrite to begin anew")
+        if not notes.is_file():
+            raise UserError(f"{output}: holds no demonstration, so it is left alone; give another folder")
+        if config.resume:
+            before = json.loads(notes.read_text())["settings"]
+            for section in settings:
+                if before.get(section) != json.loads(json.dumps(settings[section])):
+                    what = f"was begun with other settings of {section!r}"
+                    raise UserError(f"{output}: {what}; use the same or --overwrite")
+            return
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    _write_json(notes, {"settings": settings, "minutes": config.minutes, "commit": source_commit()})
+
+
+def _robot(output: Path, settings: dict[str, Any]) -> None:
+    _generate(output / "robot", settings["robot"], "robot")
+
+
+def _human(output: Path, settings: dict[str, Any]) -> None:
+    _generate(output / "human", settings["human"], "human")
+
+
+def _generate(store: Path, settings: dict[str, Any], embodiment: str) -> None:
+    from arvrm.sources.playtable import GenerateConfig, generate
+
+    values = {**settings, "embodiment": embodiment, "output": str(store), "resume": store.exists()}
+    generate(from_dict(GenerateConfig, values, f"demo.{embodiment}"))
+
+
+def _pretrain(output: Path, settings: dict[str, Any]) -> None:
+    from arvrm.training.stages import PretrainConfig, pretrain
+
+    folder = output / "pretrain"
+    values = _merged(settings["pretrain"], {"output": str(folder), "data": _data(output, "human")})
+    pretrain(from_dict(PretrainConfig, values | _onward(folder), "demo.pretrain"))
+
+
+def _index(output: Path, settings: dict[str, Any]) -> None:
+    from arvrm.training.stages import IndexConfig, build_index_stage
+
+    values = {
+        **settings["index"],
+        "stores": [str(output / "human")],
+        "checkpoint": str(output / "pretrain"),
+        "output": str(output / "index"),
+        "overwrite": True,
+    }
+    build_index_stage(from_dict(IndexConfig, values, "demo.index"))
+
+
+def _finetune(output: Path, settings: dict[str, Any]) -> None:
+    from arvrm.training.stages import FinetuneConfig, finetune
+
+    folder = output / "policy"
+    values = _merged(
+        settings["finetune"],
+        {
+            "output": str(folder),
+            "data": _data(output, "robot"),
+            "pretrained": str(output / "pretrain"),
+            "index": str(output / "index"),
+        },
+    )
+    finetune(from_dict(FinetuneConfig, values | _onward(folder), "demo.finetune"))
+
+
+def _data(output: Path, store: str) -> dict[str, Any]:
+    return {"stores": [str(output / store)], "cache": str(output / "cache")}
+
+
+def _onward(folder: Path) -> dict[str, bool]:
+    """How to start a training run whose folder may hold an unfinished one."""
+    return {"resume": folder.exists()}
+
+
+def _evaluate(output: Path, settings: dict[str, Any]) -> None:
+    from arvrm.evaluation import EvaluateConfig, evaluate
+    from arvrm.policy import policy_factory
+
+    values = {**settings["evaluate"], "checkpoint": str(output / "policy"), "output": str(output / "results.json")}
+    log = output / "results.chains.jsonl"
+    values |= {"resume": log.exists(), "index": str(output / "index")}
+    config = from_dict(EvaluateConfig, values, "demo.evaluate")
+    factory, identity = policy_factory(
+        config.checkpoint, config.device, config.index, config.execute_steps, config.batch, config.threads
+    )
+    evaluate(factory, config, policy_identity=identity)
+
+
+def _report(output: Path, settings: dict[str, Any]) -> None:
+    from arvrm.exhibits import ExhibitConfig, make_exhibits
+    from arvrm.report import write_report
+
+    results = load_results(output / "results.json")
+    # The report shows how long everything took; the results file is where it reads that.
+    results["stage_seconds"] = _read_done(output)
+    save_results(output / "results.json", results)
+    exhibits = ExhibitConfig(
+        checkpoint=str(output / "policy"),
+        output=str(output / "exhibits"),
+        index=str(output / "index"),
+        store=str(output / "robot"),
+        overwrite=True,
+    )
+    make_exhibits(exhibits)
+    write_report(
+        [output / "results.json"],
+        output / "report.html",
+        runs=[output / "pretrain", output / "policy"],
+        exhibits=output / "exhibits",
+        title="arvrm demo",
+        overwrite=True,
+    )
+
+
+RUN: dict[str, Callable[[Path, dict[str, Any]], None]] = {
+    "robot": _robot,
+    "human": _human,
+    "pretrain": _pretrain,
+    "index": _index,
+    "finetune": _finetune,
+    "evaluate": _evaluate,
+    "report": _report,
+}
+
+
+def _read_done(output: Path) -> dict[str, float]:
+    try:
+        return json.loads((output / "stages.json").read_text())
+    except OSError:
+        return {}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w") as file:
+        json.dump(to_dict(value) if not isinstance(value, dict) else value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"

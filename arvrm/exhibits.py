@@ -1,0 +1,197 @@
+"""What a report shows of a policy besides its results: the analogy map, and retrieved clips beside robot frames.
+
+Exhibits are a folder: `exhibits.json` and the pictures it names. The report reads it without knowing models or stores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from arvrm.episodes import EpisodeStore
+from arvrm.hands.skeleton import BONES
+from arvrm.interface import COMPONENTS, KEYPOINTS, UserError
+from arvrm.model.checkpoint import load_checkpoint
+from arvrm.model.encoders import TextEncoder
+from arvrm.retrieval import ClipIndex, Matches, resample
+
+PICTURE_PX = 192
+FINGER_COLOURS = ("#f5a524", "#2eb67d", "#3fa7f5", "#b57edc", "#e5484d")
+"""Thumb to little finger."""
+QUERY_FRAMES = 8
+
+
+@dataclass(frozen=True)
+class ExhibitConfig:
+    """What to collect.
+
+    Attributes:
+        checkpoint: the policy.
+        output: folder for the exhibits.
+        index: clip index, for the retrieved clips; null: none are shown.
+        store: robot episodes to retrieve clips for; null: none are shown.
+        queries: robot episodes shown, of different tasks.
+        clips: retrieved clips beside each.
+        seed: of the choice of episodes.
+        overwrite: replace existing exhibits.
+    """
+
+    checkpoint: str
+    output: str
+    index: str | None = None
+    store: str | None = None
+    queries: int = 4
+    clips: int = 4
+    seed: int = 0
+    overwrite: bool = False
+
+
+def make_exhibits(config: ExhibitConfig) -> Path:
+    """Collect the exhibits; the folder appears whole or not at all. Return it.
+
+    Raises:
+        UserError: it exists (without `overwrite`), or the checkpoint, index or store is missing or damaged.
+    """
+    output = Path(config.output)
+    if output.exists() and not config.overwrite:
+        raise UserError(f"{output}: exists; pass --overwrite to replace it")
+    if output.exists() and not (output / "exhibits.json").is_file():
+        raise UserError(f"{output}: holds no exhibits, so it is not overwritten; give another folder")
+    loaded = load_checkpoint(config.checkpoint, kind="policy")
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        sentences: list[str] = []
+        found: dict[str, Any] = {"components": list(COMPONENTS), "keypoints": list(KEYPOINTS)}
+        if config.index and config.store:
+            found["retrieval"] = _retrieval(config, partial)
+            sentences = [query["instruction"] for query in found["retrieval"]]
+        if loaded.model.analogy is not None:
+            found["map"] = describe_map(loaded, sentences)
+        (partial / "exhibits.json").write_text(json.dumps(found, indent=1) + "\n")
+        if output.exists():
+            shutil.rmtree(output)
+        os.replace(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return output
+
+
+@torch.no_grad()
+def describe_map(checkpoint: Any, sentences: list[str]) -> dict[str, Any]:
+    """Return the map m of a policy: its kind, and weights (S, K) alone or, if it depends on language, by sentence."""
+    config, net = checkpoint.config, checkpoint.model
+    described: dict[str, Any] = {"kind": config.analogy.map, "rows": config.analogy.rows, "alpha": config.analogy.alpha}
+    if config.analogy.map == "global":
+        return described | {"weights": net.analogy.map().tolist()}
+    if not sentences:
+        sentences = checkpoint.metadata.get("tasks", ["open drawer"])[:4]
+        sentences = [sentence.replace("_", " ") for sentence in sentences]
+    z_l = net.vlm.language(*TextEncoder(config.text).tokens(sentences))
+    maps = net.analogy.map(z_l)
+    by_sentence = {sentence: weights.tolist() for sentence, weights in zip(sentences, maps, strict=True)}
+    return described | {"weights": maps.mean(0).tolist(), "by_sentence": by_sentence}
+
+
+def _retrieval(config: ExhibitConfig, folder: Path) -> list[dict[str, Any]]:
+    """Search clips for some robot episodes; draw the episode's middle frame and each clip's at the same progress."""
+    index, store = ClipIndex.load(config.index), EpisodeStore(config.store)
+    human_stores = index.open_stores()
+    entries = []
+    for number, identity in enumerate(choose_episodes(store, config.queries, config.seed)):
+        episode = store.header(identity)
+        rows = resample(episode.frames, QUERY_FRAMES)
+        frames = store.frames(identity, "rgb_static", rows)
+        text = index.encoders.sentences([episode.instruction])
+        matches = index.search(text, index.encoders.images(frames)[None], config.clips)
+        picture = f"query_{number}.png"
+        middle = store.frames(identity, "rgb_static", np.array([episode.frames // 2]))[0]
+        _save(Image.fromarray(middle), folder / picture)
+        entries.append(
+            {
+                "instruction": episode.instruction,
+                "task": episode.task,
+                "scene": episode.scene,
+                "picture": picture,
+                "clips": _clips(matches, index, human_stores, folder, number),
+            }
+        )
+    return entries
+
+
+def _clips(
+    matches: Matches, index: ClipIndex, stores: list[EpisodeStore], folder: Path, number: int
+) -> list[dict[str, Any]]:
+    shown = []
+    for j, row in enumerate(matches.rows[0]):
+        if row < 0:
+            continue
+        store, identity = stores[index.store[row]], index.ids[row]
+        header = store.header(identity)
+        frame = header.frames // 2
+        picture = Image.fromarray(store.frames(identity, "rgb_static", np.array([frame]))[0])
+        arrays = store.arrays(identity, ["keypoints", "visible"])
+        step = header.image_steps[frame]
+        picture = draw_hand(picture, arrays["keypoints"][step], arrays["visible"][step])
+        name = f"query_{number}_clip_{j}.png"
+        _save(picture, folder / name)
+        shown.append(
+            {
+                "id": identity,
+                "instruction": header.instruction,
+                "task": header.task,
+                "scene": header.scene,
+                "language": float(matches.language[0, j]),
+                "visual": float(matches.visual[0, j]) / QUERY_FRAMES,
+                "picture": name,
+            }
+        )
+    return shown
+
+
+def choose_episodes(store: EpisodeStore, count: int, seed: int) -> list[str]:
+    """Return ids of `count` episodes, of as many different tasks as there are, drawn by `seed`."""
+    rng = np.random.default_rng(seed)
+    by_task: dict[str, list[str]] = {}
+    for header in store.headers():
+        if header.embodiment == "robot" and header.frames:
+            by_task.setdefault(header.task, []).append(header.id)
+    tasks = sorted(by_task)
+    order = [tasks[i] for i in rng.permutation(len(tasks))]
+    chosen: list[str] = []
+    while len(chosen) < count and any(by_task.values()):
+        for task in order:
+            if by_task[task] and len(chosen) < count:
+                chosen.append(by_task[task].pop(int(rng.integers(len(by_task[task])))))
+    return chosen
+
+
+def draw_hand(picture: Image.Image, keypoints: np.ndarray, visible: np.ndarray) -> Image.Image:
+    """Draw keypoints (K, 3; pixels of `picture`) as a skeleton over an enlarged copy; hidden points are hollow."""
+    scale = PICTURE_PX / picture.width
+    large = picture.resize((PICTURE_PX, round(picture.height * scale)), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(large)
+    for hand in range(0, len(keypoints), len(KEYPOINTS)):
+        points = (keypoints[hand : hand + len(KEYPOINTS), :2] + 0.5) * scale
+        seen = visible[hand : hand + len(KEYPOINTS)]
+        for a, b in BONES:
+            width = 2 if seen[a] and seen[b] else 1
+            draw.line([*points[a], *points[b]], fill=FINGER_COLOURS[(b - 1) // 4], width=width)
+        for k, (x, y) in enumerate(points):
+            colour = "#ffffff" if k == 0 else FINGER_COLOURS[(k - 1) // 4]
+            draw.ellipse([x - 1.5, y - 1.5, x + 1.5, y + 1.5], outline=colour, fill=colour if seen[k] else None)
+    return large
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    height = round(picture.height * PICTURE_PX / picture.width)
+    picture.resize((PICTURE_PX, height), Image.Resampling.BICUBIC).save(path, optimize=True)

@@ -1,0 +1,120 @@
+"""Films of rollouts: both cameras, the instruction burnt in, replans marked, the outcome of each task shown."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+STATIC_PX, GRIPPER_PX, CAPTION_PX = 320, 160, 48
+WIDTH, HEIGHT = STATIC_PX + GRIPPER_PX, STATIC_PX + CAPTION_PX
+FPS = 10
+INK, PAPER, REPLAN, SUCCESS, FAILURE = "#e8eaed", "#16181d", "#f5a524", "#2eb67d", "#e5484d"
+
+
+def compose_frame(
+    images: dict[str, np.ndarray],
+    instruction: str,
+    place: str,
+    step: int,
+    replanned: bool = False,
+    outcome: bool | None = None,
+) -> np.ndarray:
+    """Draw one film frame.
+
+    Args:
+        images: `rgb_static` and `rgb_gripper`, (H, W, 3) uint8 of any size.
+        instruction: the sentence the policy was given.
+        place: where in the chain, e.g. "2 of 5".
+        step: control steps since the instruction began.
+        replanned: mark the frame at which a new chunk was planned.
+        outcome: True or False on the last frames of a task: succeeded or failed.
+    Returns: (HEIGHT, WIDTH, 3) uint8.
+    """
+    canvas = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
+    static = Image.fromarray(images["rgb_static"]).resize((STATIC_PX, STATIC_PX), Image.Resampling.BICUBIC)
+    gripper = Image.fromarray(images["rgb_gripper"]).resize((GRIPPER_PX, GRIPPER_PX), Image.Resampling.BICUBIC)
+    canvas.paste(static, (0, CAPTION_PX))
+    canvas.paste(gripper, (STATIC_PX, CAPTION_PX))
+    draw = ImageDraw.Draw(canvas)
+    title, small = ImageFont.load_default(17), ImageFont.load_default(13)
+    while title.getlength(instruction) > WIDTH - 90 and title.size > 10:
+        title = ImageFont.load_default(title.size - 1)
+    draw.text((10, CAPTION_PX / 2), instruction, fill=INK, font=title, anchor="lm")
+    draw.text((WIDTH - 10, CAPTION_PX / 2), place, fill=INK, font=small, anchor="rm")
+    left, top = STATIC_PX + 12, CAPTION_PX + GRIPPER_PX + 14
+    draw.text((left, top), f"step {step}", fill=INK, font=small)
+    draw.ellipse((left, top + 25, left + 10, top + 35), fill=REPLAN if replanned else "#3a3d45")
+    draw.text((left + 17, top + 30), "replan", fill=REPLAN if replanned else "#6b7079", font=small, anchor="lm")
+    if outcome is not None:
+        colour = SUCCESS if outcome else FAILURE
+        draw.rectangle((0, CAPTION_PX, WIDTH - 1, HEIGHT - 1), outline=colour, width=5)
+        draw.text((left, top + 54), "done" if outcome else "failed", fill=colour, font=ImageFont.load_default(22))
+    return np.asarray(canvas)
+
+
+class FilmWriter:
+    """Write (H, W, 3) uint8 frames as H.264; the file takes its name only when it is complete.
+
+    Args:
+        size: W, H, both even.
+    """
+
+    def __init__(self, path: str | Path, fps: float = FPS, size: tuple[int, int] = (WIDTH, HEIGHT)):
+        import av
+
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.tmp.mp4")
+        self._container = av.open(str(self._temporary), "w", options={"movflags": "faststart"})
+        self._stream = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        self._stream.width, self._stream.height = size
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.thread_count = 1
+        self._stream.options = {"crf": "27", "preset": "veryfast"}
+        self.frames = 0
+
+    def add(self, frame: np.ndarray) -> None:
+        import av
+
+        for packet in self._stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")):
+            self._container.mux(packet)
+        self.frames += 1
+
+    def close(self) -> Path | None:
+        """Finish the film; return its path, None if it has no frame."""
+        for packet in self._stream.encode():
+            self._container.mux(packet)
+        self._container.close()
+        if not self.frames:
+            self._temporary.unlink(missing_ok=True)
+            return None
+        os.replace(self._temporary, self.path)
+        return self.path
+
+    def discard(self) -> None:
+        self._container.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def read_film(path: str | Path) -> np.ndarray:
+    """Return all frames of a film, (frames, H, W, 3) uint8."""
+    import av
+
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def film_strip(path: str | Path, count: int = 6, width: int = 1500) -> Image.Image:
+    """Return `count` frames of a film, evenly spaced, side by side in one picture `width` pixels wide."""
+    frames = read_film(path)
+    chosen = frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
+    each = width // count
+    tile_height = round(each * chosen.shape[1] / chosen.shape[2])
+    strip = Image.new("RGB", (each * count, tile_height), PAPER)
+    for place, frame in enumerate(chosen):
+        strip.paste(Image.fromarray(frame).resize((each, tile_height), Image.Resampling.LANCZOS), (place * each, 0))
+    return strip

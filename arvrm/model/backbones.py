@@ -1,0 +1,294 @@
+"""Frozen backbones from their authors' own files, as the models of transformers that the project uses.
+
+    mae_pretrain_vit_base.pth      MAE ViT (facebookresearch/mae)           -> ViTMAEModel
+    dinov2_vitb14_pretrain.pth     DINOv2 ViT (facebookresearch/dinov2)     -> Dinov2Model
+    ViT-B-32.pt, or its state dict CLIP's text tower (openai/CLIP)          -> CLIPTextModelWithProjection
+
+Every tensor is used, or known to be of a part that is not (decoders, CLIP's image tower); anything else is refused.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arvrm.interface import UserError
+
+HEAD_WIDTH = 64
+"""Numbers of an attention head in all of these models."""
+
+
+def read_tensors(file: str | Path) -> dict[str, Tensor]:
+    """Read the weights of a .pth, .pt (also TorchScript's) or .safetensors file; no code in it is run.
+
+    Wrappers ("model", "state_dict", "module.") are taken off.
+
+    Raises:
+        UserError: no such file, a damaged one, or one with other objects than tensors and plain values.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; give a file of weights")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found: Any = load_file(file)
+        else:
+            found = _torch_load(file)
+    except UserError:
+        raise
+    except Exception as error:  # torch raises whatever a damaged file leads it to
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError(f"{file}: cannot be read as weights ({reason}); copy it again") from error
+    for _ in range(3):
+        for name in ("state_dict", "model", "model_state_dict", "teacher"):
+            if isinstance(found, dict) and isinstance(found.get(name), dict):
+                found = found[name]
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)} if found else {}
+    if not isinstance(found, dict) or not tensors:
+        raise UserError(f"{file}: holds no tensors; give a file of weights")
+    for prefix in ("module.", "_orig_mod.", "module._orig_mod."):
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _torch_load(file: Path) -> Any:
+    from pickle import UnpicklingError
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if unsafe:
+            raise UserError(
+                f"{file}: holds a {unsafe[1]} beside its tensors, which is not loaded since it could run code; "
+                "save its state_dict alone and give that"
+            ) from error
+        raise
+    except RuntimeError as error:
+        if "TorchScript" not in str(error) and "torch.jit" not in str(error):
+            raise
+        return dict(torch.jit.load(str(file), map_location="cpu").state_dict())
+
+
+def load_original(file: str | Path, kind: str) -> Any:
+    """Return the model of transformers of class name `kind` with the weights of an original file, in float32.
+
+    Raises:
+        UserError: the file is unreadable, or its tensors are not those of such a model.
+    """
+    convert = {"ViTMAEModel": mae, "Dinov2Model": dinov2, "CLIPTextModelWithProjection": clip_text}.get(kind)
+    if convert is None:
+        raise UserError(f"{file}: there is no original file format for {kind}; give a directory")
+    return convert(read_tensors(file), str(file))
+
+
+def mae(tensors: dict[str, Tensor], place: str = "MAE") -> Any:
+    """Return a `ViTMAEModel` (nothing masked is left to the caller) from MAE's own names, also with GR-1's prefix."""
+    import transformers
+
+    tensors = {n: t for n, t in tensors.items() if not n.startswith(("decoder_", "mask_token", "head."))}
+    shape = _vit_shape(tensors, place)
+    config = transformers.ViTMAEConfig(**shape, layer_norm_eps=1e-6, mask_ratio=0.0)
+    return _fill(transformers.ViTMAEModel, config, tensors, _vit_names(shape, "mae"), place)
+
+
+def dinov2(tensors: dict[str, Tensor], place: str = "DINOv2") -> Any:
+    """Return a `Dinov2Model` from DINOv2's own names."""
+    import transformers
+
+    if "register_tokens" in tensors:
+        raise UserError(f"{place}: is DINOv2 with registers; give the file without (dinov2_vitb14_pretrain.pth)")
+    shape = _vit_shape(tensors, place)
+    shape["mlp_ratio"] = shape.pop("intermediate_size") // shape["hidden_size"]
+    config = transformers.Dinov2Config(**shape, layer_norm_eps=1e-6)
+    return _fill(transformers.Dinov2Model, config, tensors, _vit_names(shape, "dinov2"), place)
+
+
+def _vit_shape(tensors: dict[str, Tensor], place: str) -> dict[str, int]:
+    try:
+        width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
+        cells = tensors["pos_embed"].shape[1] - 1
+        inner = tensors["blocks.0.mlp.fc1.weight"].shape[0]
+    except KeyError as error:
+        raise UserError(f"{place}: has no {error}; it is not the original file of a ViT") from error
+    layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+    return {
+        "hidden_size": width,
+        "num_channels": channels,
+        "patch_size": patch,
+        "image_size": patch * round(cells**0.5),
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(1, width // HEAD_WIDTH),
+        "intermediate_size": inner,
+    }
+
+
+# Names on the right are those of the hub's files, which every version of transformers reads.
+_VIT = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "norm": "layernorm",
+}
+_MAE_BLOCK = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.qkv": "attention.attention",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_DINO_BLOCK = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attn.qkv": "attention.attention",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "ls1.gamma": "layer_scale1.lambda1",
+    "ls2.gamma": "layer_scale2.lambda1",
+}
+
+
+def _vit_names(shape: dict[str, int], kind: str) -> dict[str, list[str]]:
+    """Per original name the hub's: one, or three where one matrix holds queries, keys and values."""
+    names: dict[str, list[str]] = {}
+
+    def add(old: str, new: str) -> None:
+        plain = old in ("cls_token", "pos_embed", "mask_token") or old.endswith(".gamma")
+        for end in ("",) if plain else (".weight", ".bias"):
+            if old.endswith("attn.qkv"):
+                names[old + end] = [f"{new}.{part}{end}" for part in ("query", "key", "value")]
+            else:
+                names[old + end] = [new + end]
+
+    for old, new in _VIT.items():
+        add(old, new)
+    if kind == "dinov2":
+        add("mask_token", "embeddings.mask_token")
+    for i in range(shape["num_hidden_layers"]):
+        for old, new in (_MAE_BLOCK if kind == "mae" else _DINO_BLOCK).items():
+            add(f"blocks.{i}.{old}", f"encoder.layer.{i}.{new}")
+    return names
+
+
+def clip_text(tensors: dict[str, Tensor], place: str = "CLIP") -> Any:
+    """Return a `CLIPTextModelWithProjection` from OpenAI's names (CLIP's image tower is left out)."""
+    import transformers
+
+    others = ("visual.", "logit_scale", "input_resolution", "context_length", "vocab_size")
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(others)}
+    try:
+        words, width = tensors["token_embedding.weight"].shape
+        positions = tensors["positional_embedding"].shape[0]
+        projection = tensors["text_projection"].shape[1]
+        inner = tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
+    except KeyError as error:
+        raise UserError(f"{place}: has no {error}; it is not OpenAI's file of CLIP") from error
+    layers = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("transformer.resblocks."))
+    config = transformers.CLIPTextConfig(
+        vocab_size=words,
+        hidden_size=width,
+        intermediate_size=inner,
+        projection_dim=projection,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // HEAD_WIDTH),
+        max_position_embeddings=positions,
+        bos_token_id=words - 2,
+        eos_token_id=words - 1,
+        pad_token_id=words - 1,
+    )
+    names = {
+        "token_embedding.weight": ["text_model.embeddings.token_embedding.weight"],
+        "positional_embedding": ["text_model.embeddings.position_embedding.weight"],
+        "text_projection": ["text_projection.weight"],
+    }
+    for end in (".weight", ".bias"):
+        names["ln_final" + end] = ["text_model.final_layer_norm" + end]
+        for i in range(layers):
+            old, new = f"transformer.resblocks.{i}.", f"text_model.encoder.layers.{i}."
+            names[f"{old}attn.in_proj_{end[1:]}"] = [f"{new}self_attn.{part}_proj{end}" for part in "qkv"]
+            for a, b in (
+                ("attn.out_proj", "self_attn.out_proj"),
+                ("ln_1", "layer_norm1"),
+                ("ln_2", "layer_norm2"),
+                ("mlp.c_fc", "mlp.fc1"),
+                ("mlp.c_proj", "mlp.fc2"),
+            ):
+                names[old + a + end] = [new + b + end]
+    tensors = {n: t.T.contiguous() if n == "text_projection" else t for n, t in tensors.items()}
+    return _fill(transformers.CLIPTextModelWithProjection, config, tensors, names, place)
+
+
+def _fill(kind: Any, config: Any, tensors: dict[str, Tensor], names: dict[str, list[str]], place: str) -> Any:
+    """Build the model and load it strictly."""
+    for name in names:
+        if name not in tensors:
+            raise UserError(f"{place}: has no tensor {name!r}; the file is of another model, or not whole")
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name not in names:
+            raise UserError(f"{place}: tensor {name!r} is unknown; the file is of another model")
+        new = names[name]
+        renamed |= dict(zip(new, tensor.float().chunk(len(new)), strict=True))
+    renamed = {name: tensor.contiguous().clone() for name, tensor in renamed.items()}
+    # from_pretrained, not load_state_dict: it knows how this version's names differ from the hub's.
+    model, report = kind.from_pretrained(None, config=config, state_dict=renamed, output_loading_info=True)
+    missing = [name for name in report["missing_keys"] if not name.endswith("position_ids")]
+    wrong = missing + list(report["unexpected_keys"]) + [str(entry) for entry in report["mismatched_keys"]]
+    if wrong:
+        raise UserError(f"{place}: does not fit transformers' {kind.__name__}: {', '.join(wrong[:3])}; report this")
+    return model.float().eval()
+
+
+def clip_tokenizer(file: str | Path) -> Any:
+    """Return CLIP's tokenizer from what lies beside an original file of weights.
+
+    Either transformers' files (vocab.json, merges.txt) or OpenAI's bpe_simple_vocab_16e6.txt.gz.
+
+    Raises:
+        UserError: neither is there.
+    """
+    import transformers
+
+    folder = Path(file).parent
+    if (folder / "tokenizer.json").exists() or (folder / "vocab.json").exists():
+        return transformers.CLIPTokenizer.from_pretrained(folder)
+    for name in ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt"):
+        source = folder / name
+        if source.exists():
+            data = source.read_bytes()
+            text = (gzip.decompress(data) if name.endswith(".gz") else data).decode("utf-8")
+            return _openai_tokenizer(text)
+    raise UserError(
+        f"{folder}: has weights of CLIP but no tokenizer; put bpe_simple_vocab_16e6.txt.gz of openai/CLIP beside them"
+    )
+
+
+def _openai_tokenizer(text: str) -> Any:
+    """Words of CLIP: 256 bytes, the same at a word's end, one for each merge, start and end of the sentence."""
+    import transformers
+
+    # OpenAI's list is longer than what CLIP was trained with: 49,152 words less bytes and the two marks.
+    merges = [tuple(line.split()) for line in text.split("\n")[1 : 49152 - 256 - 2 + 1]]
+    merges = [pair for pair in merges if len(pair) == 2]
+    letters = _byte_letters()
+    words = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges)
+
+
+def _byte_letters() -> list[str]:
+    """A printable letter for each byte, in GPT-2's order: printable bytes stand for themselves and come first."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(rest))]

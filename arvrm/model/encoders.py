@@ -1,0 +1,483 @@
+"""What turns observations into features: state, keypoints, sentences, images."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from arvrm.interface import EULER_STEP_RAD, POSITION_STEP_M, UserError
+from arvrm.model import backbones
+from arvrm.model.config import ModelConfig, TextConfig, VisionConfig
+from arvrm.model.transformer import FullBlock, mlp
+
+STATE_SIZE = 18
+"""Ds: numbers that `encode_state` gives."""
+
+DEPTH_UNIT_M = 0.1
+"""Metres of keypoint depth that count as 1."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How robot states are normalised. Constants of CALVIN's workspace, so that stores and sites agree on them.
+
+    Attributes:
+        position_centre, position_scale: metres; (p - centre) / scale is about -1..1 over the table.
+        euler_reference: radians; the gripper pointing down, fingers across the table. Angles are measured from it and
+            wrapped, so that the jump from pi to -pi lies behind the gripper, where it never goes.
+        euler_scale: radians that count as 1.
+        gripper_open_m: width of the open gripper.
+    """
+
+    position_centre: tuple[float, float, float] = (0.04, -0.1, 0.5)
+    position_scale: tuple[float, float, float] = (0.3, 0.2, 0.15)
+    euler_reference: tuple[float, float, float] = (math.pi, 0.0, math.pi / 2)
+    euler_scale: tuple[float, float, float] = (0.5, 0.5, math.pi / 2)
+    gripper_open_m: float = 0.08
+
+
+def encode_components(robot_obs: np.ndarray, statistics: Statistics = Statistics()) -> np.ndarray:
+    """Return (..., 7) float32, COMPONENTS normalised, for `robot_obs` (..., 15); see `Statistics`."""
+    robot_obs = np.asarray(robot_obs, dtype=np.float64)
+    position = (robot_obs[..., :3] - statistics.position_centre) / statistics.position_scale
+    angles = _wrap(robot_obs[..., 3:6] - np.asarray(statistics.euler_reference)) / statistics.euler_scale
+    gripper = 2.0 * robot_obs[..., 6:7] / statistics.gripper_open_m - 1.0
+    return np.concatenate([position, angles, gripper], axis=-1).astype(np.float32)
+
+
+def decode_components(components: np.ndarray, statistics: Statistics = Statistics()) -> np.ndarray:
+    """Invert `encode_components`: (..., 7) float64: position (m), Euler xyz (rad, in [-pi, pi)), gripper width (m)."""
+    components = np.asarray(components, dtype=np.float64)
+    position = components[..., :3] * statistics.position_scale + statistics.position_centre
+    angles = _wrap(components[..., 3:6] * np.asarray(statistics.euler_scale) + statistics.euler_reference)
+    gripper = (components[..., 6:7] + 1.0) / 2.0 * statistics.gripper_open_m
+    return np.concatenate([position, angles, gripper], axis=-1)
+
+
+def encode_state(
+    robot_obs: np.ndarray, target_pose: np.ndarray | None = None, statistics: Statistics = Statistics()
+) -> np.ndarray:
+    """Return (..., STATE_SIZE) float32, what a policy reads of the robot's own state.
+
+    In order: normalised position (3), sines (3) and cosines (3) of the Euler angles from the reference, gripper width
+    (1), last gripper action as one-hot open, close (2), controller target minus TCP in action steps: position (3),
+    angles (3), both clipped to 10 steps.
+
+    Args:
+        robot_obs: (..., 15), CALVIN's.
+        target_pose: (..., 6), position (m) and Euler xyz (rad) that relative actions accumulate on; None: the TCP.
+    """
+    robot_obs = np.asarray(robot_obs, dtype=np.float64)
+    components = encode_components(robot_obs, statistics)
+    angles = robot_obs[..., 3:6] - np.asarray(statistics.euler_reference)
+    opened = (robot_obs[..., 14:15] > 0).astype(np.float64)
+    offset = np.zeros((*robot_obs.shape[:-1], 6))
+    if target_pose is not None:
+        difference = np.asarray(target_pose, dtype=np.float64) - robot_obs[..., :6]
+        offset[..., :3] = difference[..., :3] / POSITION_STEP_M
+        offset[..., 3:] = _wrap(difference[..., 3:]) / EULER_STEP_RAD
+    parts = [components[..., :3], np.sin(angles), np.cos(angles), components[..., 6:7], opened, 1.0 - opened]
+    return np.concatenate([*parts, np.clip(offset, -10.0, 10.0)], axis=-1).astype(np.float32)
+
+
+def normalise_keypoints(keypoints: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return (..., K, 3) float32 for the network: u, v in [-1, 1] over the image, depth in units of `DEPTH_UNIT_M`.
+
+    Args:
+        keypoints: (..., K, 3), u and v in pixels of a height x width image, depth in m relative to the wrist.
+    """
+    scale = np.array([2.0 / width, 2.0 / height, 1.0 / DEPTH_UNIT_M])
+    return (np.asarray(keypoints, dtype=np.float64) * scale - np.array([1.0, 1.0, 0.0])).astype(np.float32)
+
+
+def denormalise_keypoints(keypoints: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Invert `normalise_keypoints`."""
+    scale = np.array([width / 2.0, height / 2.0, DEPTH_UNIT_M])
+    return (np.asarray(keypoints, dtype=np.float64) + np.array([1.0, 1.0, 0.0])) * scale
+
+
+def _wrap(angles: np.ndarray) -> np.ndarray:
+    return (angles + math.pi) % (2.0 * math.pi) - math.pi
+
+
+class TextEncoder:
+    """Frozen text encoder; not part of the network, so that its output can be stored with a window.
+
+    Raises:
+        UserError: the weights are not at hand.
+    """
+
+    def __init__(self, config: TextConfig | None = None) -> None:
+        config = config or TextConfig()
+        self.config = config
+        self._cache: dict[str, Tensor] = {}
+        if config.encoder == "wordllama":
+            self._embed = _wordllama(config)
+        else:
+            self._embed = _clip_text(config)
+
+    def tokens(self, sentences: list[str]) -> tuple[Tensor, Tensor]:
+        """Return embeddings (B, L, E) float32, zero past the end, and mask (B, L) bool. Cached per sentence."""
+        rows = [self._row(sentence) for sentence in sentences]
+        length = max(len(row) for row in rows)
+        embeddings = torch.zeros(len(rows), length, self.config.width)
+        mask = torch.zeros(len(rows), length, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            embeddings[i, : len(row)] = row
+            mask[i, : len(row)] = True
+        return embeddings, mask
+
+    def sentence(self, sentences: list[str]) -> Tensor:
+        """Return (B, E) float32 of unit length: the mean token, not learnt. What retrieval compares."""
+        return F.normalize(torch.stack([self._row(sentence).mean(0) for sentence in sentences]), dim=-1)
+
+    def _row(self, sentence: str) -> Tensor:
+        key = " ".join(sentence.lower().split())
+        if not key:
+            raise UserError(f"instruction {sentence!r} is empty; give at least one word")
+        if key not in self._cache:
+            self._cache[key] = self._embed(key)
+        return self._cache[key]
+
+
+def _wordllama(config: TextConfig) -> Any:
+    import wordllama
+
+    # The wheel's own folder holds weights and tokenizer; its loader only looks there when told to.
+    model = wordllama.WordLlama.load(cache_dir=os.path.dirname(wordllama.__file__), disable_download=True)
+    table = torch.from_numpy(np.ascontiguousarray(model.embedding, dtype=np.float32))
+    if table.shape[1] != config.width:
+        raise UserError(f"text.width: wordllama gives {table.shape[1]} numbers per token, got {config.width}")
+
+    def embed(sentence: str) -> Tensor:
+        # encode_batch, since the loader has set padding and truncation for batches.
+        ids = model.tokenizer.encode_batch([sentence], add_special_tokens=False)[0].ids[: config.max_tokens]
+        return table[torch.tensor(ids)]
+
+    return embed
+
+
+def _clip_text(config: TextConfig) -> Any:
+    transformers = _transformers("text.encoder 'clip'")
+    if config.path and Path(config.path).is_file():
+        tokenizer = backbones.clip_tokenizer(config.path)
+    else:
+        tokenizer = _pretrained(transformers.AutoTokenizer, config.path, "text.path")
+    model = _pretrained(transformers.CLIPTextModelWithProjection, config.path, "text.path").eval()
+    if model.config.projection_dim != config.width:
+        raise UserError(f"text.width: {config.path} gives {model.config.projection_dim} numbers, got {config.width}")
+
+    @torch.no_grad()
+    def embed(sentence: str) -> Tensor:
+        limit = model.config.max_position_embeddings
+        inputs = tokenizer([sentence], return_tensors="pt", truncation=True, max_length=limit)
+        return model(**inputs).text_embeds.float()
+
+    return embed
+
+
+def _transformers(need: str) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError(f"{need} needs transformers; run pip install 'arvrm[backbones]'") from error
+    return transformers
+
+
+def _pretrained(kind: Any, path: str | None, place: str) -> Any:
+    if not path:
+        raise UserError(f"{place} is not set; give a local directory with the weights, a hub name or the original file")
+    if Path(path).is_file():
+        return backbones.load_original(path, kind.__name__)
+    try:
+        return kind.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{place}: cannot load {path!r} ({reason}); download it once and give its directory") from error
+
+
+def fit_images(images: Tensor, size: int, shift: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Resize and, with `shift`, move each window's images by one random offset; edges are repeated.
+
+    Args:
+        images: (B, T, H, W, 3) uint8.
+        size: pixels of the result's sides. A resize is bilinear and anti-aliased.
+        shift: largest offset as a fraction of the image, drawn from torch's global generator.
+
+    Returns:
+        (B * T, size, size, 3) uint8, and (B, 2) float32: what to add to u, v in [-1, 1] of things in the images.
+    """
+    batch, frames, height, width = images.shape[:4]
+    images = images.flatten(0, 1)
+    if (height, width) != (size, size):
+        smooth = F.interpolate(
+            images.permute(0, 3, 1, 2).float(), (size, size), mode="bilinear", antialias=True, align_corners=False
+        )
+        images = smooth.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    reach = round(shift * size)
+    if reach == 0:
+        return images, torch.zeros(batch, 2, device=images.device)
+    offset = torch.randint(-reach, reach + 1, (batch, 2), device=images.device)
+    line = torch.arange(size, device=images.device)
+    columns = (line - offset[:, :1]).clamp_(0, size - 1).repeat_interleave(frames, 0)
+    rows = (line - offset[:, 1:]).clamp_(0, size - 1).repeat_interleave(frames, 0)
+    pixel = torch.arange(len(images), device=images.device)[:, None, None] * size * size
+    index = (pixel + rows[:, :, None] * size + columns[:, None, :]).flatten()
+    moved = images.reshape(-1, 3).index_select(0, index).view(len(images), size, size, 3)
+    return moved, offset * (2.0 / size)
+
+
+def jitter_colours(images: Tensor, windows: int, strength: float) -> Tensor:
+    """Scale and shift each colour channel of each window's images at random, as another light or camera would.
+
+    Args:
+        images: (B * T, H, W, 3) uint8.
+        windows: B; the T images of a window change alike.
+        strength: gains are drawn from 1 - strength to 1 + strength, common to the channels and a third of that for
+            each, offsets from -128 to 128 times half of it; from torch's global generator.
+
+    Returns:
+        (B * T, H, W, 3) uint8.
+    """
+    if strength == 0.0:
+        return images
+    frames = len(images) // windows
+    device = images.device
+    common, single, offset = (torch.rand(windows, n, device=device) * 2.0 - 1.0 for n in (1, 3, 3))
+    gain = 1.0 + strength * common + strength / 3.0 * single
+    # Around the middle, so that brightness and contrast vary together.
+    offset = 128.0 * (1.0 - gain) * 0.5 + 64.0 * strength * offset
+    levels = torch.arange(256, device=device, dtype=torch.float32)
+    table = (gain[..., None] * levels + offset[..., None]).clamp_(0.0, 255.0).to(torch.uint8)  # (B, 3, 256)
+    window = torch.arange(windows, device=device).repeat_interleave(frames)
+    start = (window[:, None] * 3 + torch.arange(3, device=device)) * 256  # (B * T, 3)
+    index = images.to(torch.int32) + start[:, None, None].to(torch.int32)
+    return table.flatten().index_select(0, index.flatten()).view(images.shape)
+
+
+class ConvEncoder(nn.Module):
+    """Small image encoder, trained from scratch: where things are (soft-argmax points) and what is where (pooled map).
+
+    A fine map (1/4 of the image) gives the points, a coarse one (1/8) context and patches. The language token, if
+    `film`, scales and shifts both, so that words choose early what to look for.
+    """
+
+    def __init__(self, config: VisionConfig, size: int, language_width: int) -> None:
+        super().__init__()
+        fine, coarse = config.channels
+        self.size, self.width, self.fine, self.coarse = size, config.width, size // 4, size // 8
+        self.stem = nn.Conv2d(12, fine, 3, stride=2, padding=1)
+        self.refine = nn.Conv2d(fine, fine, 3, padding=1)
+        self.down = nn.Conv2d(fine, coarse, 3, stride=2, padding=1)
+        self.blocks = nn.ModuleList(nn.Conv2d(coarse, coarse, 3, padding=1) for _ in range(config.depth))
+        self.heat_fine = nn.Conv2d(fine, config.points, 1)
+        self.heat_coarse = nn.Conv2d(coarse, config.points, 1)
+        self.patch = nn.Linear(coarse, config.width)
+        self.position = nn.Parameter(0.02 * torch.randn((self.coarse // 2) ** 2, config.width))
+        self.cls = mlp(2 * config.points + 16 * coarse, config.width, config.width)
+        self.film = nn.Linear(language_width, 2 * coarse) if config.film else None
+        if self.film is not None:
+            nn.init.zeros_(self.film.weight)
+            nn.init.zeros_(self.film.bias)
+        line = (torch.arange(self.fine, dtype=torch.float32) + 0.5) * (2.0 / self.fine) - 1.0
+        grid = torch.stack([line.repeat(self.fine), line.repeat_interleave(self.fine)])
+        self.register_buffer("grid", grid, persistent=False)
+
+    @property
+    def patches(self) -> int:
+        """P."""
+        return (self.coarse // 2) ** 2
+
+    def forward(self, images: Tensor, language: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Encode images.
+
+        Args:
+            images: (N, size, size, 3) uint8.
+            language: (N, language_width), or None without `film`.
+
+        Returns:
+            features (N, 1 + P, D): CLS, then patches by rows; heatmaps (N, size / 4, size / 4, points), logits.
+        """
+        half = self.size // 2
+        x = images.view(-1, half, 2, half, 2, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, half, half, 12)
+        kind = images.device.type
+        lower = torch.is_autocast_enabled(kind)
+        x = x.to(torch.get_autocast_dtype(kind) if lower else self.stem.weight.dtype).permute(0, 3, 1, 2)
+        # Scaling 0..255 to -2..2 in the weights saves two passes over the largest tensor; bf16 holds 0..255 exactly.
+        weight = self.stem.weight / 64.0
+        bias = self.stem.bias - 128.0 * weight.sum((1, 2, 3))
+        x = F.conv2d(x, weight, bias, stride=2, padding=1).relu_()
+        x = (x + self.refine(x)).relu_()
+        y = self.down(x).relu_()
+        if self.film is not None:
+            scale, offset = self.film(language).to(y.dtype)[..., None, None].chunk(2, dim=1)
+            y = torch.addcmul(y + offset, y, scale)
+        for block in self.blocks:
+            y = (y + block(y)).relu_()
+        logits = self.heat_fine(x) + F.interpolate(self.heat_coarse(y), scale_factor=2, mode="nearest")
+        logits = logits.permute(0, 2, 3, 1)
+        pooled = F.avg_pool2d(y, self.coarse // 4).permute(0, 2, 3, 1).flatten(1)
+        patches = self.patch(F.avg_pool2d(y, 2).permute(0, 2, 3, 1).flatten(1, 2)) + self.position
+        # Coordinates need more digits than bf16 has.
+        with torch.autocast(kind, enabled=False):
+            weights = logits.flatten(1, 2).softmax(1, dtype=torch.float32)
+            points = (self.grid @ weights).flatten(1)
+        cls = self.cls(torch.cat([points.to(pooled.dtype), pooled], dim=1))
+        return torch.cat([cls[:, None], patches.to(cls.dtype)], dim=1), logits
+
+
+class VitEncoder(nn.Module):
+    """MAE's or DINOv2's ViT through transformers: CLS and patch tokens of the last layer."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        transformers = _transformers(f"vision.encoder {config.encoder!r}")
+        names = {"mae": ("ViTMAEConfig", "ViTMAEModel"), "dinov2": ("Dinov2Config", "Dinov2Model")}[config.encoder]
+        kind, model = (getattr(transformers, name) for name in names)
+        # MAE's class hides patches unless told that none are masked.
+        extra = {"mask_ratio": 0.0} if config.encoder == "mae" else {}
+        if config.backbone is not None:
+            self.model = model(kind(**{**config.backbone, **extra}))
+        else:
+            self.model = _pretrained(model, config.path, "vision.path")
+            for name, value in extra.items():
+                setattr(self.model.config, name, value)
+        settings = self.model.config
+        self.masks = bool(extra)
+        self.size, self.width = config.input_size or settings.image_size, settings.hidden_size
+        if self.size % settings.patch_size:
+            raise UserError(f"vision.input_size: {self.size} is no multiple of the ViT's patch, {settings.patch_size}")
+        self.patches = (self.size // settings.patch_size) ** 2
+        self.clamp = config.clamp
+        self.register_buffer("mean", 255.0 * torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
+        spread = torch.tensor([0.229, 0.224, 0.225]) + (0.0 if config.clamp else 1e-6)
+        self.register_buffer("std", 255.0 * spread[:, None, None], persistent=False)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Return (N, 3, size, size) float32, normalised by ImageNet's statistics, for images (N, H, W, 3) uint8."""
+        x = images.permute(0, 3, 1, 2).float()
+        if x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
+            x = x.clamp(0.0, 255.0) if self.clamp else x
+        return (x - self.mean) / self.std
+
+    def backbone(self) -> dict[str, Any]:
+        """The transformers configuration that rebuilds this encoder."""
+        return self.model.config.to_diff_dict()
+
+    def forward(self, images: Tensor, language: Tensor | None) -> tuple[Tensor, None]:
+        """Return features (N, 1 + P, D) for images (N, H, W, 3) uint8, resized here (bicubic); no heatmaps."""
+        x = self.pixels(images)
+        if self.masks:
+            # The class shuffles patches by this noise; ascending noise keeps their order.
+            noise = torch.arange(self.patches, device=x.device, dtype=torch.float32).expand(len(x), -1)
+            other = {"interpolate_pos_encoding": True} if self.size != self.model.config.image_size else {}
+            return self.model(x, noise=noise, **other).last_hidden_state, None
+        return self.model(x).last_hidden_state, None
+
+
+def pretrained_model(config: VisionConfig) -> Any:
+    """Return the transformers model of `config.path`: a local directory, a hub name or the original file."""
+    transformers = _transformers(f"vision.encoder {config.encoder!r}")
+    name = {"mae": "ViTMAEModel", "dinov2": "Dinov2Model"}[config.encoder]
+    return _pretrained(getattr(transformers, name), config.path, "vision.path")
+
+
+def image_encoder(config: VisionConfig, size: int, language_width: int) -> ConvEncoder | VitEncoder:
+    """Build the encoder of one camera whose images the conv encoder reads at `size` pixels."""
+    encoder = ConvEncoder(config, size, language_width) if config.encoder == "conv" else VitEncoder(config)
+    if config.frozen:
+        encoder.requires_grad_(False)
+    return encoder
+
+
+class TextPool(nn.Module):
+    """Token embeddings to the language token z_l. Order matters: "open" and "close" sit close as words."""
+
+    def __init__(self, config: TextConfig, width: int) -> None:
+        super().__init__()
+        self.pooling = config.pooling
+        if config.pooling != "attention":
+            self.project = nn.Linear(config.width, width)
+            return
+        self.norm = nn.LayerNorm(config.width)
+        self.project = nn.Linear(config.width, width)
+        self.position = nn.Parameter(0.02 * torch.randn(max(config.max_tokens, 77), width))
+        self.hidden = mlp(width, width, width)
+        self.scores = nn.Linear(width, 4)
+        self.out = mlp(4 * width, 2 * width, width)
+
+    def forward(self, text: Tensor, mask: Tensor) -> Tensor:
+        """Return (B, d) for text (B, L, E) and mask (B, L); four heads each choose their own words."""
+        if self.pooling != "attention":
+            weight = mask.to(text.dtype)[..., None]
+            mean = (text * weight).sum(1) / weight.sum(1).clamp(min=1.0)
+            if self.pooling == "unit":
+                mean = mean / (mean.norm(dim=-1, keepdim=True) + 1e-6)
+            return self.project(mean)
+        x = self.project(self.norm(text)) + self.position[: text.shape[1]]
+        x = x + self.hidden(x)
+        scores = self.scores(x).float().masked_fill(~mask[..., None], -1e4).softmax(1)
+        return self.out((scores.transpose(1, 2).to(x.dtype) @ x).flatten(1))
+
+
+class JointEncoder(nn.Module):
+    """Per-joint features f_k, after HandFormer's idea: each joint's place, motion and relation to the others.
+
+    Reads a joint's coordinates, those relative to the wrist (joint 0 of its hand), the change since the frame before,
+    and which joint it is; then joints attend to each other. Joints that are not visible hide behind a learnt vector.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.joint_width
+        self.joint = nn.Parameter(0.5 * torch.randn(config.keypoints, width))
+        self.missing = nn.Parameter(torch.zeros(width))
+        self.lift = nn.Linear(9, width)
+        self.hidden = mlp(width, 2 * width, width)
+        self.block = FullBlock(width, heads=2) if config.joint_attention else None
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, keypoints: Tensor, visible: Tensor) -> Tensor:
+        """Return f_k (B, T, K, d_k) for keypoints (B, T, K, 3) and visible (B, T, K); padding must not be visible."""
+        seen = visible[..., None].to(keypoints.dtype)
+        pose = keypoints * seen
+        wrist, has_wrist = pose.unflatten(2, (-1, 21))[..., :1, :], seen.unflatten(2, (-1, 21))[..., :1, :]
+        relative = ((pose.unflatten(2, (-1, 21)) - wrist) * has_wrist).flatten(2, 3) * seen
+        change = torch.zeros_like(pose)
+        change[:, 1:] = (pose[:, 1:] - pose[:, :-1]) * seen[:, 1:] * seen[:, :-1]
+        # Hand-sized and step-sized differences are a tenth of the image; brought to the scale of coordinates.
+        x = self.lift(torch.cat([pose, 4.0 * relative, 8.0 * change], dim=-1))
+        x = torch.where(visible[..., None], x, self.missing.to(x.dtype)) + self.joint
+        x = x + self.hidden(x)
+        if self.block is not None:
+            shape = x.shape
+            # A frame without a visible joint lets all see all, lest the softmax divide by zero.
+            mask = visible | ~visible.any(-1, keepdim=True)
+            x = self.block(x.flatten(0, 1), mask.flatten(0, 1)).view(shape)
+        return self.norm(x)
+
+
+class ComponentEncoder(nn.Module):
+    """Per-component features f_s (S x d_k): a robot component's value and which component it is."""
+
+    def __init__(self, config: ModelConfig, components: int) -> None:
+        super().__init__()
+        width = config.joint_width
+        self.scale = nn.Parameter(torch.randn(components, width))
+        self.component = nn.Parameter(0.5 * torch.randn(components, width))
+        self.hidden = mlp(width, 2 * width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, components: Tensor) -> Tensor:
+        """Return (..., S, d_k) for components (..., S)."""
+        x = components[..., None] * self.scale + self.component
+        return self.norm(x + self.hidden(x))

@@ -1,0 +1,386 @@
+"""Checkpoints of GR-1, of its open re-implementation (GR-Chunk) and of AR-VRM's released code, turned into ours.
+
+    gr1      snapshot_ABC.pt        chunk of one action, transformer without positions (bytedance/GR-1)
+    gr-chunk GR1_*.pth              chunk of actions, GPT-2's position embedding (EDiRobotics/GR1-Training)
+    ar-vrm   AR_*.pth               the same with more tensors, which its forward pass does not read without human input
+
+All three compute one network, which `PolicyNet` computes too under the switches that `official_config` sets. Every
+tensor of a file is mapped, or named among those left out; every tensor of ours that the file lacks is named as new.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from arvrm.interface import UserError
+from arvrm.model import backbones
+from arvrm.model.checkpoint import save_checkpoint
+from arvrm.model.config import LossConfig, ModelConfig, TextConfig, VisionConfig
+from arvrm.model.encoders import pretrained_model
+from arvrm.model.policy_net import PolicyNet
+
+CLIP = "openai/clip-vit-base-patch32"
+PUBLISHED: dict[str, Any] = {
+    "n_head": 12,
+    "activation_function": "relu",
+    "dropout": 0.1,
+    "resampler_heads": 4,
+    "decoder_heads": 16,
+    "seq_len": None,
+    "chunk_size": None,
+    "test_chunk_size": 1,
+    "rgb_static_pad": 10,
+    "rgb_gripper_pad": 4,
+    "arm_loss_ratio": 100,
+}
+"""What shapes do not tell, with the published configurations' values; None: read from the tensors, and compared."""
+
+IMAGE_QUERIES = ("obs_queries", "obs_hand_queries")
+ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu"}
+UNUSED = (
+    ("transformer.wte.", "GPT-2's table of words; inputs are embeddings"),
+    ("model_clip.", "CLIP, frozen; read from text.path when a policy is loaded"),
+)
+BEYOND = "no part of the robot's forward pass as we know it"
+BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)$")
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """What to import.
+
+    Attributes:
+        file: the original checkpoint.
+        output: folder of the checkpoint to write.
+        kind: which code wrote the file; "auto" tells by its tensors.
+        vision: weights of the frozen image encoder, which the files do not contain: the original file, a local
+            directory, or a hub name; null: they are in the file.
+        encoder: which one that is; "auto" tells by its tensors.
+        clip: CLIP's weights, likewise; they are not copied, the path is noted.
+        config: the JSON configuration the file was trained with; null: the published values.
+        overwrite: replace an existing output.
+    """
+
+    file: str
+    output: str
+    kind: Literal["auto", "gr1", "gr-chunk", "ar-vrm"] = "auto"
+    vision: str | None = None
+    encoder: Literal["auto", "mae", "dinov2"] = "auto"
+    clip: str = CLIP
+    config: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import found.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        kind: which code wrote the file.
+        mapped: original names to ours (several where a matrix was split).
+        left_out: original names to the reason.
+        new: names of ours that the file does not have, which hold their first random values: the human side.
+        metadata: for the checkpoint.
+    """
+
+    model: PolicyNet
+    kind: str
+    mapped: dict[str, list[str]]
+    left_out: dict[str, str]
+    new: list[str]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def import_checkpoint(config: ImportConfig) -> Path:
+    """Convert a file and write a checkpoint folder with import.json, which lists every tensor's fate.
+
+    Raises:
+        UserError: the file cannot be read, is of no known kind, or does not fit the configuration.
+    """
+    tensors = backbones.read_tensors(config.file)
+    settings = _settings(config.config)
+    encoder = _encoder(config, tensors)
+    found = convert(tensors, settings, encoder, config.kind, config.clip, config.file)
+    listed = {"file": config.file, "kind": found.kind, "mapped": found.mapped, "left_out": found.left_out}
+    listed["new"] = found.new
+
+    def extra(folder: Path) -> None:
+        (folder / "import.json").write_text(json.dumps(listed, indent=1) + "\n")
+
+    folder = save_checkpoint(config.output, found.model, None, found.metadata, config.overwrite, extra)
+    print(f"{config.file}: {found.kind}, {len(found.mapped)} tensors mapped", file=sys.stderr)
+    for name, reason in found.left_out.items():
+        print(f"left out: {name} ({reason})", file=sys.stderr)
+    if any(reason == BEYOND for reason in found.left_out.values()):
+        print("warning: if the original's forward pass reads one of the last, outputs differ", file=sys.stderr)
+    print(f"new, not in the file: {len(found.new)} tensors of the human side (import.json lists them)", file=sys.stderr)
+    return folder
+
+
+def convert(
+    tensors: dict[str, Tensor],
+    settings: dict[str, Any],
+    encoder: tuple[str, Any],
+    kind: str = "auto",
+    clip: str = CLIP,
+    place: str = "checkpoint",
+) -> Imported:
+    """Turn an original state dict into a `PolicyNet`.
+
+    Args:
+        tensors: original names to tensors.
+        settings: keys of `PUBLISHED`.
+        encoder: "mae" or "dinov2" and the transformers model.
+        kind, clip: as in `ImportConfig`.
+        place: names the file in messages.
+
+    Raises:
+        UserError: a tensor is missing, unknown (except in AR-VRM's files), or of a wrong shape.
+    """
+    if "embed_arm_state.weight" not in tensors or "transformer.h.0.ln_1.weight" not in tensors:
+        raise UserError(f"{place}: has no embed_arm_state or transformer; it is no checkpoint of GR-1's family")
+    config = official_config(tensors, settings, encoder, clip, place)
+    names = tensor_names(config, tensors)
+    left_out, unknown = {}, []
+    for name in tensors:
+        if name in names:
+            continue
+        reason = next((why for prefix, why in UNUSED if name.startswith(prefix)), None)
+        if BUFFERS.search(name):
+            reason = "the causal mask, a constant"
+        elif name.startswith("model_mae."):
+            reason = "the frozen image encoder, loaded under its own names"
+        if reason is None:
+            unknown.append(name)
+        else:
+            left_out[name] = reason
+    if kind == "auto":
+        kind = "ar-vrm" if unknown else "gr-chunk" if "action_chunk_queries.weight" in tensors else "gr1"
+    if unknown and kind != "ar-vrm":
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise UserError(f"{place}: {', '.join(unknown[:3])}{more} are not of {kind}; pass --kind ar-vrm to leave them")
+    left_out |= dict.fromkeys(unknown, BEYOND)
+
+    torch.manual_seed(0)  # of the human side, which no file has
+    net = PolicyNet(config)
+    own = net.state_dict()
+    values = {f"vlm.static_encoder.model.{name}": value for name, value in encoder[1].state_dict().items()}
+    for name, targets in names.items():
+        if name not in tensors:
+            raise UserError(f"{place}: has no tensor {name!r}; the file is not whole, or of another model")
+        values |= _mapped(name, tensors[name].detach().float(), targets, config)
+    if "action_chunk_queries.weight" in tensors:
+        # A chunk's queries are offsets from the one query of GR-1.
+        values["action_queries"] = values["action_queries"] + tensors["action_chunk_queries.weight"].float()
+    values["image_queries"] = torch.stack([tensors[f"{name}.weight"].float() for name in IMAGE_QUERIES])
+    for name, value in values.items():
+        if name not in own or own[name].shape != value.shape:
+            shape = tuple(own[name].shape) if name in own else "nothing"
+            raise UserError(f"{place}: {name} would be {tuple(value.shape)}, expected {shape}; check --config")
+    new = [name for name in own if name not in values]
+    net.load_state_dict({**{name: own[name] for name in new}, **values}, strict=True)
+    metadata = {
+        "stage": "finetune",
+        "imported": {"file": Path(place).name, "kind": kind},
+        "window": {"history": config.max_frames, "stride": 1, "chunk": config.chunk},
+        "images": {"static": config.vision.static_size, "gripper": config.vision.gripper_size},
+        "execute_steps": min(int(settings["test_chunk_size"]), config.chunk),
+    }
+    return Imported(net.eval(), kind, names, left_out, new, metadata)
+
+
+def official_config(
+    tensors: dict[str, Tensor], settings: dict[str, Any], encoder: tuple[str, Any], clip: str, place: str
+) -> ModelConfig:
+    """Return the configuration under which `PolicyNet` computes what the original computes."""
+    try:
+        width = tensors["embed_ln.weight"].shape[0]
+        inner = tensors["perceiver_resampler.layers.0.0.to_q.weight"].shape[0]
+        frames = tensors["embed_timestep.weight"].shape[0]
+        latents = tensors["perceiver_resampler.latents"].shape[0]
+        text = tensors["embed_lang.weight"].shape[1]
+        pixels = tensors["decoder_pred.weight"].shape[0]
+        cells = tensors["decoder_pos_embed"].shape[1]
+        media = tensors["perceiver_resampler.media_pos_emb"].shape[0]
+    except KeyError as error:
+        raise UserError(f"{place}: has no tensor {error}; the file is not whole, or of another model") from error
+    chunk = tensors["action_chunk_queries.weight"].shape[0] if "action_chunk_queries.weight" in tensors else 1
+    for key, value in (("seq_len", frames), ("chunk_size", chunk)):
+        if settings[key] not in (None, value):
+            raise UserError(f"{place}: was made with {key} {value}, the configuration says {settings[key]}; correct it")
+    act = ACTIVATIONS.get(settings["activation_function"])
+    if act is None:
+        known = ", ".join(ACTIVATIONS)
+        raise UserError(f"activation_function: {settings['activation_function']!r} is none of {known}; correct it")
+    if media != 1:
+        raise UserError(f"{place}: its resampler reads {media} media, this one reads one; give another file")
+    patch = round((pixels / 3) ** 0.5)
+    own = encoder[1].config
+    input_size = patch * round(cells**0.5)
+    vision = VisionConfig(
+        encoder=encoder[0],
+        backbone=own.to_diff_dict(),
+        frozen=True,
+        input_size=None if input_size == own.image_size else input_size,
+        clamp=False,
+        static_size=200,
+        gripper_size=84,
+        film=False,
+        shift_static=settings["rgb_static_pad"] / 200,
+        shift_gripper=settings["rgb_gripper_pad"] / 84,
+    )
+    wpe = tensors.get("transformer.wpe.weight")
+    return ModelConfig(
+        text=TextConfig(encoder="clip", path=clip, width=text, max_tokens=1, pooling="unit"),
+        vision=vision,
+        loss=LossConfig(arm=float(settings["arm_loss_ratio"])),
+        width=width,
+        layers=_count(tensors, r"transformer\.h\.(\d+)\."),
+        heads=settings["n_head"],
+        activation=act,
+        attention="token",
+        dropout=settings["dropout"],
+        max_frames=frames,
+        time_from="first",
+        query_time=False,
+        positions=0 if wpe is None else wpe.shape[0],
+        latents=latents,
+        resampler_layers=_count(tensors, r"perceiver_resampler\.layers\.(\d+)\."),
+        resampler_heads=settings["resampler_heads"],
+        resampler_head_width=inner // settings["resampler_heads"],
+        resampler_position=True,
+        state="official",
+        chunk=chunk,
+        head_activation="none",
+        fwd_pred=True,
+        image_decoder_layers=_count(tensors, r"decoder_blocks\.(\d+)\."),
+        image_patch=patch,
+        image_decoder="shared",
+        image_decoder_heads=settings["decoder_heads"],
+    )
+
+
+def tensor_names(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, list[str]]:
+    """Return, for each tensor that is mapped, its names in a `PolicyNet`."""
+    names = {
+        "embed_timestep.weight": ["vlm.time"],
+        "perceiver_resampler.latents": ["vlm.resampler.latents"],
+        "perceiver_resampler.media_pos_emb": ["vlm.resampler.position"],
+        "action_queries.weight": ["action_queries"],
+        "obs_queries.weight": ["image_queries"],
+        "obs_hand_queries.weight": ["image_queries"],
+        "mask_token": ["image_heads.0.mask"],
+        "decoder_pos_embed": ["image_heads.0.position"],
+    }
+    if "action_chunk_queries.weight" in tensors:
+        names["action_chunk_queries.weight"] = ["action_queries"]
+    if config.positions:
+        names["transformer.wpe.weight"] = ["positions"]
+    both = {
+        "embed_arm_state": "state_token.arm",
+        "embed_gripper_state": "state_token.gripper",
+        "embed_state": "state_token.join",
+        "embed_lang": "vlm.text.project",
+        "embed_img": "vlm.static_tokens.cls",
+        "embed_patch": "vlm.static_tokens.patch",
+        "embed_hand_img": "gripper_tokens.cls",
+        "embed_hand_patch": "gripper_tokens.patch",
+        "embed_ln": "vlm.transformer.norm_in",
+        "transformer.ln_f": "vlm.transformer.norm_out",
+        "perceiver_resampler.norm": "vlm.resampler.norm_out",
+        "pred_act_mlps.0": "head.layers.0",
+        "pred_act_mlps.1": "head.layers.2",
+        "pred_arm_act": "head.arm",
+        "pred_gripper_act": "head.gripper",
+        "decoder_embed": "image_heads.0.embed",
+        "decoder_norm": "image_heads.0.norm",
+        "decoder_pred": "image_heads.0.pixels",
+    }
+    for i in range(config.layers):
+        old, new = f"transformer.h.{i}", f"vlm.transformer.blocks.{i}"
+        both |= {f"{old}.ln_1": f"{new}.norm_attention", f"{old}.ln_2": f"{new}.norm_mlp"}
+        both |= {f"{old}.attn.c_proj": f"{new}.out"}
+        both |= {f"{old}.mlp.c_fc": f"{new}.mlp.0", f"{old}.mlp.c_proj": f"{new}.mlp.2"}
+        for end in (".weight", ".bias"):
+            names[f"{old}.attn.c_attn{end}"] = [f"{new}.query{end}", f"{new}.key_value{end}"]
+    for i in range(config.image_decoder_layers):
+        old, new = f"decoder_blocks.{i}", f"image_heads.0.blocks.{i}"
+        both |= {f"{old}.norm1": f"{new}.norm_attention", f"{old}.norm2": f"{new}.norm_mlp"}
+        both |= {f"{old}.attn.qkv": f"{new}.qkv", f"{old}.attn.proj": f"{new}.out"}
+        both |= {f"{old}.mlp.fc1": f"{new}.mlp.0", f"{old}.mlp.fc2": f"{new}.mlp.2"}
+    for i in range(config.resampler_layers):
+        old, new = f"perceiver_resampler.layers.{i}", f"vlm.resampler.layers.{i}"
+        both |= {f"{old}.0.norm_media": f"{new}.norm_patches", f"{old}.0.norm_latents": f"{new}.norm_latents"}
+        both |= {f"{old}.1.0": f"{new}.norm_mlp"}
+        for a, b in (
+            ("0.to_q", "query"),
+            ("0.to_kv", "key_value"),
+            ("0.to_out", "out"),
+            ("1.1", "up"),
+            ("1.3", "down"),
+        ):
+            names[f"{old}.{a}.weight"] = [f"{new}.{b}.weight"]
+    for old, new in both.items():
+        names |= {old + end: [new + end] for end in (".weight", ".bias")}
+    return names
+
+
+def _mapped(name: str, value: Tensor, targets: list[str], config: ModelConfig) -> dict[str, Tensor]:
+    """Return our tensors for one of the original's."""
+    if name in ("action_chunk_queries.weight", "obs_queries.weight", "obs_hand_queries.weight"):
+        return {}  # joined with their partners
+    if re.search(r"\.(c_attn|c_proj|c_fc)\.weight$", name):
+        value = value.T.contiguous()  # GPT-2's layers are stored input by output
+    if ".attn.c_attn." in name:
+        return {targets[0]: value[: config.width].clone(), targets[1]: value[config.width :].clone()}
+    if name in ("mask_token", "perceiver_resampler.media_pos_emb"):
+        value = value.flatten()
+    if name == "decoder_pos_embed":
+        value = value[0]
+    return {targets[0]: value.clone()}
+
+
+def _settings(file: str | None) -> dict[str, Any]:
+    if file is None:
+        return dict(PUBLISHED)
+    try:
+        given = json.loads(Path(file).read_text())
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; give the original's JSON configuration") from error
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}); give the original's JSON configuration") from error
+    return {key: given.get(key, value) for key, value in PUBLISHED.items()}
+
+
+def _encoder(config: ImportConfig, tensors: dict[str, Tensor]) -> tuple[str, Any]:
+    """Return the kind and the model of the frozen image encoder."""
+    inside = {n.removeprefix("model_mae."): t for n, t in tensors.items() if n.startswith("model_mae.")}
+    if config.vision is None and not inside:
+        raise UserError(
+            f"{config.file}: does not contain its frozen image encoder; pass --vision mae_pretrain_vit_base.pth "
+            "(or a directory or hub name, such as facebook/vit-mae-base)"
+        )
+    path = config.vision
+    if path is None or Path(path).is_file():
+        own = inside if path is None else backbones.read_tensors(path)
+        kind = config.encoder
+        if kind == "auto":
+            kind = "dinov2" if any(name.endswith("ls1.gamma") for name in own) else "mae"
+        return kind, getattr(backbones, kind)(own, path or config.file)
+    kind = config.encoder
+    if kind == "auto":
+        kind = "dinov2" if "dino" in path.lower() else "mae"
+    return kind, pretrained_model(VisionConfig(encoder=kind, path=path, film=False))
+
+
+def _count(tensors: dict[str, Tensor], pattern: str) -> int:
+    return 1 + max((int(found[1]) for name in tensors if (found := re.match(pattern, name))), default=-1)

@@ -1,0 +1,285 @@
+"""Stage 1: a vision-language model that foresees hand keypoints (docs/method.md)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from arvrm.interface import HumanBatch, UserError
+from arvrm.model.config import ModelConfig
+from arvrm.model.encoders import (
+    ConvEncoder,
+    JointEncoder,
+    TextPool,
+    VitEncoder,
+    fit_images,
+    image_encoder,
+    jitter_colours,
+)
+from arvrm.model.transformer import PerceiverResampler, Transformer, expect, expect_frames, mlp, sequence_mask
+
+
+class ImageTokens(nn.Module):
+    """One camera's way into the transformer: M patch latents, then the CLS token, each d wide."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.patch = nn.Linear(features, width)
+        self.cls = nn.Linear(features, width)
+
+    def forward(self, features: Tensor, resampler: PerceiverResampler) -> Tensor:
+        """Return (B, T, M + 1, d) for encoder features (B, T, 1 + P, D)."""
+        batch, frames = features.shape[:2]
+        features = features.flatten(0, 1)
+        latents = self.patch(resampler(features[:, 1:]))
+        cls = self.cls(features[:, :1])
+        return torch.cat([latents, cls], dim=1).unflatten(0, (batch, frames))
+
+
+class KeypointVLM(nn.Module):
+    """Reads language, then per frame keypoints and image, and predicts the next frame's keypoints.
+
+    Holds everything that stage 2 shares. Tokens of a frame, in order: language, keypoints, M patch latents, CLS; after
+    the frames' context a query per frame, hidden from all other tokens, whose output is z^_k of the frame after.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, vision = config.width, config.vision
+        self.text = TextPool(config.text, width)
+        self.static_encoder = image_encoder(vision, vision.static_size, width)
+        features = self.static_encoder.width
+        self.resampler = PerceiverResampler(
+            features,
+            config.latents,
+            config.resampler_layers,
+            config.resampler_heads,
+            config.resampler_head_width,
+            config.resampler_position,
+        )
+        self.static_tokens = ImageTokens(features, width)
+        self.joints = JointEncoder(config)
+        joints = config.keypoints * config.joint_width
+        self.keypoint_token = mlp(joints, width, width)
+        self.time = nn.Parameter(0.02 * torch.randn(config.max_frames, width))
+        self.next_query = nn.Parameter(0.02 * torch.randn(width))
+        self.transformer = Transformer(width, config.layers, config.heads, config.activation, config.dropout)
+        self.keypoint_head = mlp(width, width, 3 * config.keypoints)
+        # Starts at "the hand stays where it is" (or, without the residual, at the middle of the image).
+        nn.init.zeros_(self.keypoint_head[-1].weight)
+        nn.init.zeros_(self.keypoint_head[-1].bias)
+
+    def language(self, text: Tensor, text_mask: Tensor) -> Tensor:
+        """Return z_l (B, d)."""
+        expect("text", text, "B", "L", self.config.text.width)
+        expect("text_mask", text_mask, *text.shape[:2])
+        return self.text(text, text_mask)
+
+    def look(
+        self, batch: dict, camera: str, encoder: ConvEncoder | VitEncoder, size: int, shift: float, z_l: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Encode `batch[camera]`, or take `batch[camera + "_features"]`.
+
+        Returns:
+            features (B, T, 1 + P, D); heatmaps (B, T, h, w, points) or None; (B, 2) random shift in u, v.
+        """
+        cached = batch.get(f"{camera}_features")
+        if cached is not None:
+            if not self.config.vision.frozen:
+                raise UserError(f"{camera}_features: cached features need vision.frozen; give images, or freeze it")
+            expect(f"{camera}_features", cached, "B", "T", 1 + encoder.patches, encoder.width)
+            return cached.to(z_l.dtype), None, torch.zeros(len(cached), 2, device=cached.device)
+        images = batch.get(camera)
+        expect(camera, images, len(z_l), "T", "H", "W", 3)
+        if images.dtype != torch.uint8:
+            raise UserError(f"{camera}: expected uint8 images, got {images.dtype}; leave scaling to the model")
+        shape = images.shape[:2]
+        images, offset = fit_images(images, size, shift if self.training else 0.0)
+        if self.training:
+            images = jitter_colours(images, shape[0], self.config.vision.colour_jitter)
+        words = z_l.repeat_interleave(shape[1], 0) if self.config.vision.film else None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.vision.frozen):
+            features, heatmaps = encoder(images, words)
+        heatmaps = None if heatmaps is None else heatmaps.unflatten(0, shape)
+        return features.unflatten(0, shape), heatmaps, offset
+
+    def look_static(self, batch: dict, z_l: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """`look` through the static camera, with tokens (B, T, M + 1, d) in place of features."""
+        vision = self.config.vision
+        features, heatmaps, offset = self.look(
+            batch, "static", self.static_encoder, vision.static_size, vision.shift_static, z_l
+        )
+        return self.static_tokens(features, self.resampler), heatmaps, offset
+
+    def sequence(
+        self,
+        z_l: Tensor,
+        frames: list[Tensor],
+        queries: Tensor,
+        query_frames: Tensor,
+        token_mask: Tensor,
+        positions: tuple[Tensor, Tensor, int] | None = None,
+    ) -> Tensor:
+        """Run the transformer.
+
+        Args:
+            z_l: (B, d).
+            frames: tokens (B, T, n_i, d) that follow the language token in each frame, in order.
+            queries: (B or 1, Q, d), without time embedding.
+            query_frames: (Q,) int64, the frame each query belongs to.
+            token_mask: (B, T) or (B, T, 1 + sum n_i) bool.
+            positions: a position embedding (rows, d), each query's place in its frame (Q,), places in a frame.
+
+        Returns:
+            (B, Q, d).
+        """
+        batch, count = frames[0].shape[:2]
+        if count > self.config.max_frames:
+            raise UserError(f"frame_mask: windows have {count} frames, max_frames is {self.config.max_frames}")
+        words = z_l[:, None, None, :].expand(-1, count, -1, -1)
+        tokens = torch.cat([words, *(f.to(words.dtype) for f in frames)], dim=2)
+        rank = torch.arange(count, device=z_l.device)[None]
+        if self.config.time_from == "first":
+            real = token_mask if token_mask.dim() == 2 else token_mask[..., 0]
+            rank = (rank - (~real).long().cumprod(1).sum(1, keepdim=True)).clamp(min=0)
+            time = self.time[rank]
+        else:
+            time = self.time[None, :count]
+        tokens = tokens + time[:, :, None]
+        if token_mask.dim() == 2:
+            token_mask = token_mask[..., None].expand(-1, -1, tokens.shape[2])
+        if self.config.language_tokens == "first":
+            token_mask = token_mask.clone()
+            token_mask[:, :, 0] = False
+            token_mask[:, 0, 0] = True
+        if self.config.query_time:
+            queries = queries + time[:, query_frames]
+        queries = queries.expand(batch, -1, -1).to(tokens.dtype)
+        mask = sequence_mask(token_mask, query_frames, self.config.attention)
+        added = None
+        if positions is not None:
+            table, places, stride = positions
+            inside = torch.arange(tokens.shape[2], device=z_l.device)
+            rows = [(rank[..., None] * stride + inside).flatten(1), rank[:, query_frames] * stride + places]
+            added = table[torch.cat(rows, dim=1)]
+        return self.transformer(tokens.flatten(1, 2), queries, mask, added)
+
+    def keypoint_features(self, keypoints: Tensor, visible: Tensor, frame_mask: Tensor) -> Tensor:
+        """Return f_k (B, T, K, d_k)."""
+        frames = frame_mask.shape[1]
+        expect("keypoints", keypoints, len(frame_mask), frames, self.config.keypoints, 3)
+        expect("visible", visible, len(frame_mask), frames, self.config.keypoints)
+        return self.joints(keypoints, visible & frame_mask[..., None])
+
+    def next_pose(
+        self, z_l: Tensor, static: Tensor, keypoints: Tensor, visible: Tensor, frame_mask: Tensor, last: bool = False
+    ) -> Tensor:
+        """Predict, at each frame, the keypoints of the frame after it.
+
+        Args:
+            z_l: (B, d).
+            static: (B, T, M + 1, d).
+            keypoints, visible, frame_mask: as in `HumanBatch`.
+            last: only at the last frame.
+
+        Returns:
+            (B, T, K, 3), normalised as the input; with `last` (B, 1, K, 3).
+        """
+        seen = visible & frame_mask[..., None]
+        f_k = self.keypoint_features(keypoints, visible, frame_mask)
+        z_k = self.keypoint_token(f_k.flatten(2))[:, :, None]
+        first = frame_mask.shape[1] - 1 if last else 0
+        query_frames = torch.arange(first, frame_mask.shape[1], device=z_l.device)
+        queries = self.next_query.expand(1, len(query_frames), -1)
+        out = self.sequence(z_l, [z_k, static], queries, query_frames, frame_mask)
+        pose = self.keypoint_head(out).unflatten(-1, (self.config.keypoints, 3)).float()
+        if self.config.predict_residual:
+            expected = last_seen(keypoints, seen)
+            if self.config.residual_from == "velocity":
+                expected = expected + last_motion(keypoints, seen)
+            pose = pose + expected[:, first:]
+        return pose
+
+    def forward(self, batch: HumanBatch) -> dict[str, Tensor]:
+        """Predict each frame's keypoints from the frames before it.
+
+        Returns:
+            loss: mean squared error over the coordinates of visible keypoints of unmasked frames that have one before
+                them (and of `next_keypoints`); 0 where there is none.
+            keypoints_predicted: (B, T, K, 3), at t the prediction of frame t from l, o_1, k_1 .. o_t-1, k_t-1; at 0,
+                where only words came before, zeros that count for nothing.
+            next_keypoints_predicted: (B, K, 3), of the frame after the last.
+        """
+        frame_mask = batch["frame_mask"]
+        expect_frames(batch, "static")
+        z_l = self.language(batch["text"], batch["text_mask"])
+        static, _, offset = self.look_static(batch, z_l)
+        # What moves the image moves the hand in it.
+        move = F.pad(offset, (0, 1))
+        keypoints, visible = batch["keypoints"], batch["visible"]
+        expect("keypoints", keypoints, *frame_mask.shape, self.config.keypoints, 3)
+        keypoints = keypoints + move[:, None, None]
+        predicted = self.next_pose(z_l, static, keypoints, visible, frame_mask)
+        target, counts = keypoints[:, 1:], visible[:, 1:] & (frame_mask[:, 1:] & frame_mask[:, :-1])[..., None]
+        if batch.get("next_keypoints") is not None:
+            expect("next_keypoints", batch["next_keypoints"], len(frame_mask), self.config.keypoints, 3)
+            expect("next_visible", batch["next_visible"], len(frame_mask), self.config.keypoints)
+            target = torch.cat([target, (batch["next_keypoints"] + move[:, None])[:, None]], dim=1)
+            following = batch["next_visible"] & frame_mask[:, -1:]
+            counts = torch.cat([counts, following[:, None]], dim=1)
+        error = predicted[:, : target.shape[1]] - target
+        error = torch.where(counts[..., None], error, torch.zeros_like(error))
+        loss = error.square().sum() / (3 * counts.sum()).clamp(min=1)
+        shown = F.pad(predicted[:, :-1] - move[:, None, None], (0, 0, 0, 0, 1, 0))
+        return {
+            "loss": loss,
+            "keypoints_predicted": shown,
+            "next_keypoints_predicted": predicted[:, -1] - move[:, None],
+        }
+
+    @torch.no_grad()
+    def predict_next(self, batch: HumanBatch, steps: int) -> Tensor:
+        """Foresee the hand `steps` frames beyond the window, each prediction the input of the next.
+
+        The images of those frames are not known: the last one is shown again. Windows slide at `max_frames`.
+
+        Returns:
+            (B, steps, K, 3), normalised as the input.
+        """
+        if steps < 1:
+            raise UserError(f"steps: got {steps}; give at least 1")
+        keypoints, visible, frame_mask = batch["keypoints"], batch["visible"], batch["frame_mask"]
+        z_l = self.language(batch["text"], batch["text_mask"])
+        static, _, offset = self.look_static(batch, z_l)
+        move = F.pad(offset, (0, 1))[:, None, None]
+        keypoints = keypoints + move
+        poses = []
+        for _ in range(steps):
+            pose = self.next_pose(z_l, static, keypoints, visible, frame_mask, last=True)
+            poses.append(pose)
+            keypoints = torch.cat([keypoints, pose], dim=1)[:, -self.config.max_frames :]
+            # A joint that was never seen has no pose to go on from.
+            known = (visible & frame_mask[..., None]).any(1, keepdim=True)
+            visible = torch.cat([visible, known], dim=1)[:, -self.config.max_frames :]
+            static = torch.cat([static, static[:, -1:]], dim=1)[:, -self.config.max_frames :]
+            frame_mask = F.pad(frame_mask, (0, 1), value=True)[:, -self.config.max_frames :]
+        return torch.cat(poses, dim=1) - move
+
+
+def last_seen(keypoints: Tensor, seen: Tensor) -> Tensor:
+    """Return (B, T, K, 3): each joint where it was last seen up to that frame, zeros where never."""
+    index = torch.arange(seen.shape[1], device=seen.device)[:, None]
+    latest = torch.where(seen, index, -1).cummax(dim=1).values
+    held = keypoints.gather(1, latest.clamp(min=0)[..., None].expand_as(keypoints))
+    return torch.where((latest >= 0)[..., None], held, torch.zeros_like(held))
+
+
+def last_motion(keypoints: Tensor, seen: Tensor) -> Tensor:
+    """Return (B, T, K, 3): how each joint moved since the frame before, zeros where it was not seen in both."""
+    motion = torch.zeros_like(keypoints)
+    both = (seen[:, 1:] & seen[:, :-1])[..., None]
+    step = keypoints[:, 1:] - keypoints[:, :-1]
+    motion[:, 1:] = torch.where(both, step, torch.zeros_like(step))
+    return motion

@@ -1,0 +1,512 @@
+"""Stage 2: a policy on the transformer of stage 1, with analogical reasoning from retrieved clips (docs/method.md)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from arvrm.interface import COMPONENTS, RobotBatch, UserError
+from arvrm.model.analogy import AnalogyMap
+from arvrm.model.config import ModelConfig
+from arvrm.model.encoders import STATE_SIZE, ComponentEncoder, Statistics, image_encoder
+from arvrm.model.keypoint_vlm import ImageTokens, KeypointVLM
+from arvrm.model.transformer import FullBlock, activation, expect, expect_frames, mlp
+
+ARM = 6
+"""Arm numbers of an action; the gripper is the last."""
+OPENED = 10
+"""Where `encode_state` has the last gripper command: 1 open, beside it 1 closed."""
+
+
+class RegressionHead(nn.Module):
+    """Query outputs to actions: six arm numbers and a gripper logit, by two layers and one linear readout each."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, half = config.width, config.width // 2
+        self.queries = queries(config)
+        self.each = config.chunk // self.queries
+        act = activation(config.head_activation)
+        hidden = half if self.each == 1 else width
+        self.layers = nn.Sequential(nn.Linear(width, hidden), act, nn.Linear(hidden, hidden), act)
+        self.arm = nn.Linear(hidden, ARM * self.each)
+        self.gripper = nn.Linear(hidden, self.each)
+
+    def forward(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Return arm (B, F, C, 6) and gripper logits (B, F, C) for out (B, F, queries, d)."""
+        hidden = self.layers(out)
+        arm = self.arm(hidden).unflatten(-1, (self.each, ARM)).flatten(2, 3)
+        return arm.float(), self.gripper(hidden).flatten(2).float()
+
+
+class FlowHead(nn.Module):
+    """Flow matching for the arm: a velocity field over the whole chunk that carries noise to actions.
+
+    Straight paths x_t = (1 - t) noise + t action (Lipman et al., 2023). The gripper stays a logit.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, chunk = config.width, config.chunk
+        self.steps, self.chunk = config.flow_steps, chunk
+        self.regression = RegressionHead(config)
+        self.condition = nn.Linear(width, width * (chunk // queries(config)))
+        self.place = nn.Parameter(0.02 * torch.randn(chunk, width))
+        self.lift = nn.Linear(ARM, width)
+        self.clock = mlp(32, width, width)
+        self.mix = nn.ModuleList(nn.Linear(chunk, chunk) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(5))
+        self.layers = nn.ModuleList(mlp(width, 2 * width, width) for _ in range(2))
+        self.velocity = nn.Linear(width, ARM)
+        nn.init.zeros_(self.velocity.weight)
+        nn.init.zeros_(self.velocity.bias)
+        # Every plan starts at the same noise, so that a plan does not depend on what else is in the batch.
+        noise = torch.randn(chunk, ARM, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("start", noise)
+
+    def field(self, x: Tensor, time: Tensor, conditions: Tensor) -> Tensor:
+        """Return the velocity (N, C, 6) at x (N, C, 6) and time (N,) in [0, 1]; conditions (N, C, d)."""
+        rates = torch.exp(torch.linspace(0.0, math.log(100.0), 16, device=x.device))
+        angle = time[:, None] * rates
+        clock = self.clock(torch.cat([angle.sin(), angle.cos()], dim=-1))
+        h = self.lift(x) + conditions + self.place + clock[:, None]
+        for i, (mix, layer) in enumerate(zip(self.mix, self.layers, strict=True)):
+            h = h + mix(self.norms[2 * i](h).transpose(1, 2)).transpose(1, 2)
+            h = h + layer(self.norms[2 * i + 1](h))
+        return self.velocity(self.norms[4](h)).float()
+
+    def conditions(self, out: Tensor) -> Tensor:
+        """Return (B F, C, d) for out (B, F, queries, d)."""
+        width = out.shape[-1]
+        return self.condition(out).unflatten(-1, (-1, width)).flatten(2, 3).flatten(0, 1)
+
+    def error(self, out: Tensor, arm: Tensor) -> Tensor:
+        """Return the flow-matching error (B, F, C, 6), squared, at one random time per chunk, for arm (B, F, C, 6)."""
+        target = arm.flatten(0, 1)
+        noise, time = torch.randn_like(target), torch.rand(len(target), device=target.device)
+        x = torch.lerp(noise, target, time[:, None, None])
+        velocity = self.field(x, time, self.conditions(out))
+        return (velocity - (target - noise)).square().view_as(arm)
+
+    def forward(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Integrate from the fixed noise: arm (B, F, C, 6), gripper logits (B, F, C)."""
+        conditions = self.conditions(out)
+        x = self.start.expand(len(conditions), -1, -1)
+        for i in range(self.steps):
+            time = torch.full((len(x),), i / self.steps, device=x.device)
+            x = x + self.field(x, time, conditions) / self.steps
+        return x.unflatten(0, out.shape[:2]), self.regression(out)[1]
+
+
+def queries(config: ModelConfig) -> int:
+    """Action queries per frame."""
+    return config.chunk if config.action_queries == "each" else 1
+
+
+class ImageHead(nn.Module):
+    """MAE-style decoder: image-query outputs and mask tokens to the pixels of a coming frame, normalised per patch."""
+
+    def __init__(self, config: ModelConfig, size: int) -> None:
+        super().__init__()
+        if size % config.image_patch:
+            raise UserError(f"image_patch: {config.image_patch} does not divide the image of {size} pixels")
+        self.size, self.patch = size, config.image_patch
+        count, width = (size // config.image_patch) ** 2, config.width
+        self.embed = nn.Linear(width, width)
+        self.mask = nn.Parameter(0.02 * torch.randn(width))
+        self.position = nn.Parameter(0.02 * torch.randn(count, width))
+        self.official = config.image_decoder == "shared"
+        heads, act = config.image_decoder_heads or config.heads, "exact gelu" if self.official else "gelu"
+        self.blocks = nn.ModuleList(FullBlock(width, heads, act) for _ in range(config.image_decoder_layers))
+        self.norm = nn.LayerNorm(width)
+        self.pixels = nn.Linear(width, 3 * config.image_patch**2)
+
+    def forward(self, out: Tensor) -> Tensor:
+        """Return patches (N, P, 3 patch^2) for query outputs (N, M + 1, d)."""
+        given = self.embed(out)
+        x = torch.cat([given, (self.mask + self.position).to(given.dtype).expand(len(out), -1, -1)], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.pixels(self.norm(x[:, out.shape[1] :])).float()
+
+    def target(self, images: Tensor) -> Tensor:
+        """Return (N, P, 3 patch^2) for images (N, size, size, 3): pixels with each patch's mean and scale taken out.
+
+        Images are uint8, or float where they are normalised as a ViT reads them (the shared decoder).
+        """
+        side, p = self.size // self.patch, self.patch
+        x = images.reshape(-1, side, p, side, p, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, side * side, 3 * p * p)
+        if self.official:
+            return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True).sqrt() + 1e-6)
+        x = x.float() / 255.0
+        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt()
+
+
+class OfficialState(nn.Module):
+    """GR-1's state token: pose and last gripper command, each through a linear layer, joined by a third."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.arm = nn.Linear(ARM, width)
+        self.gripper = nn.Linear(2, width)
+        self.join = nn.Linear(2 * width, width)
+        known = Statistics()
+        scale, centre = known.position_scale + known.euler_scale, known.position_centre + known.euler_reference
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+        self.register_buffer("centre", torch.tensor(centre), persistent=False)
+
+    def forward(self, components: Tensor, state: Tensor) -> Tensor:
+        """Return (B, T, d) for `components` (B, T, S) and `state` (B, T, Ds) as `encode_*` give them."""
+        pose = components[..., :ARM] * self.scale + self.centre
+        angles = (pose[..., 3:] + math.pi) % (2.0 * math.pi) - math.pi
+        # (B, T, 2): closed, open, as the official code's one-hot has them.
+        gripper = state[..., OPENED : OPENED + 2].flip(-1)
+        arm = self.arm(torch.cat([pose[..., :3], angles], dim=-1))
+        return self.join(torch.cat([arm, self.gripper(gripper.to(arm.dtype))], dim=-1))
+
+
+class PolicyNet(nn.Module):
+    """The robot's policy. `vlm` is stage 1's model, whose weights are loaded from its checkpoint.
+
+    Tokens of a frame, in order: language, state, M static patch latents, static CLS, M gripper patch latents, gripper
+    CLS, with `analogy.at_rollout` one analogy token; then queries, hidden from all: actions, next state, images.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, parts = config.width, len(COMPONENTS)
+        self.vlm = KeypointVLM(config)
+        if config.vision.encoder == "conv":
+            self.gripper_encoder = image_encoder(config.vision, config.vision.gripper_size, width)
+        self.gripper_tokens = ImageTokens(self.vlm.static_encoder.width, width)
+        self.components = ComponentEncoder(config, parts)
+        if config.state == "official":
+            self.state_token = OfficialState(width)
+        else:
+            self.state_token = mlp(parts * config.joint_width + STATE_SIZE, width, width)
+        self.state_head = mlp(width, width, parts)
+        nn.init.zeros_(self.state_head[-1].weight)
+        nn.init.zeros_(self.state_head[-1].bias)
+        self.action_queries = nn.Parameter(0.02 * torch.randn(queries(config), width))
+        self.head = FlowHead(config) if config.head == "flow" else RegressionHead(config)
+        self.analogy = AnalogyMap(config) if config.analogy.enabled else None
+        if config.analogy.at_rollout == "on":
+            self.analogy_token = mlp(parts * config.joint_width, width, width)
+        if config.positions:
+            self.positions = nn.Parameter(0.02 * torch.randn(config.positions, width))
+        if config.fwd_pred:
+            self.image_queries = nn.Parameter(0.02 * torch.randn(2, config.latents + 1, width))
+            vision = config.vision
+            sizes: tuple[int, ...] = (vision.static_size, vision.gripper_size)
+            if config.image_decoder == "shared":
+                sizes = (self.vlm.static_encoder.size,)
+            self.image_heads = nn.ModuleList(ImageHead(config, size) for size in sizes)
+        if config.freeze_keypoints:
+            for module in (self.vlm.joints, self.vlm.keypoint_token, self.vlm.keypoint_head):
+                module.requires_grad_(False)
+
+    @property
+    def hand_encoder(self) -> nn.Module:
+        """The gripper camera's encoder: its own conv encoder, or the ViT that both cameras share."""
+        return self.gripper_encoder if self.config.vision.encoder == "conv" else self.vlm.static_encoder
+
+    def encode_frames(self, batch: RobotBatch) -> dict[str, Tensor]:
+        """Encode images only, so that a rollout can keep each frame's tokens for as long as the instruction holds.
+
+        Reads text, static and gripper (or their features) of `batch`, any number of frames.
+
+        Returns:
+            static_tokens, gripper_tokens: (B, T, M + 1, d), what `act` takes in place of images.
+        """
+        z_l = self.vlm.language(batch["text"], batch["text_mask"])
+        return {key: value for key, value in self._encode(batch, z_l).items() if key.endswith("tokens")}
+
+    def _encode(self, batch: RobotBatch, z_l: Tensor) -> dict[str, Tensor | None]:
+        vision = self.config.vision
+        static, heatmaps, offset = self.vlm.look_static(batch, z_l)
+        features, _, _ = self.vlm.look(
+            batch, "gripper", self.hand_encoder, vision.gripper_size, vision.shift_gripper, z_l
+        )
+        gripper = self.gripper_tokens(features, self.vlm.resampler)
+        return {"static_tokens": static, "gripper_tokens": gripper, "heatmaps": heatmaps, "offset": offset}
+
+    def _queries(
+        self, batch: RobotBatch, only_actions: bool, images: bool
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, tuple[int, int]]]:
+        """Queries (1, Q, d), the frame of each, its place among its frame's, and per kind a slice: frames x tokens."""
+        frames = batch["frame_mask"].shape[1]
+        device = batch["frame_mask"].device
+        last = only_actions or self.config.query_frames == "last"
+        kinds = {"action": (self.action_queries, [frames - 1] if last else range(frames))}
+        if not only_actions and self.config.loss.state > 0 and batch.get("next_components") is not None:
+            kinds["state"] = (self.vlm.next_query[None], range(frames))
+        if images and self.config.fwd_pred:
+            kinds["image"] = (self.image_queries.flatten(0, 1), range(frames))
+        tokens, owners, places, slices, at = [], [], [], {}, 0
+        first = {"action": 0, "image": len(self.action_queries), "state": 0}
+        for name, (parameter, where) in kinds.items():
+            places.append(first[name] + torch.arange(len(parameter), device=device).repeat(len(where)))
+            size = len(where) * len(parameter)
+            tokens.append(parameter.repeat(len(where), 1))
+            owners.append(torch.tensor(list(where), device=device).repeat_interleave(len(parameter)))
+            slices[name] = (at, at + size)
+            at += size
+        return torch.cat(tokens)[None], torch.cat(owners), torch.cat(places), slices
+
+    def _transfer(self, batch: RobotBatch, f_s: Tensor, z_l: Tensor, frames: slice) -> tuple[Tensor, Tensor]:
+        """f*_s (B, J, T, S, d_k) of the clips at `frames`, and (B, J, T) bool where a hand was seen."""
+        clips = batch["clips"]
+        batch_size, count = clips["keypoints"].shape[:2]
+        expect("clips.keypoints", clips["keypoints"], len(f_s), "J", f_s.shape[1], self.config.keypoints, 3)
+        expect("clips.visible", clips["visible"], *clips["keypoints"].shape[:4])
+        expect("clips.frame_mask", clips["frame_mask"], *clips["keypoints"].shape[:3])
+        flat = {name: clips[name].flatten(0, 1) for name in ("keypoints", "visible", "frame_mask")}
+        f_k = self.vlm.keypoint_features(flat["keypoints"], flat["visible"], flat["frame_mask"])
+        f_k = f_k.unflatten(0, (batch_size, count))[:, :, frames]
+        seen = (clips["visible"] & clips["frame_mask"][..., None])[:, :, frames]
+        transferred = self.analogy.transfer(f_k, f_s[:, None, frames], seen, z_l[:, None, None])
+        return transferred, seen.any(-1)
+
+    def _forward_tokens(
+        self,
+        batch: RobotBatch,
+        z_l: Tensor,
+        static: Tensor,
+        gripper: Tensor,
+        only_actions: bool,
+        images: bool = False,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Transformer outputs per kind of query, (B, frames, tokens, d), and f_s (B, T, S, d_k)."""
+        frame_mask = batch["frame_mask"]
+        shape = tuple(frame_mask.shape)
+        expect("state", batch.get("state"), *shape, STATE_SIZE)
+        expect("components", batch.get("components"), *shape, len(COMPONENTS))
+        f_s = self.components(batch["components"])
+        if self.config.state == "official":
+            z_s = self.state_token(batch["components"], batch["state"])
+        else:
+            z_s = self.state_token(torch.cat([f_s.flatten(2), batch["state"].to(f_s.dtype)], dim=-1))
+        frames = [z_s[:, :, None], static, gripper]
+        token_mask = frame_mask
+        if self.config.analogy.at_rollout == "on":
+            token, present = self._analogy_token(batch, f_s, z_l)
+            frames.append(token[:, :, None])
+            seen = frame_mask[..., None].expand(-1, -1, 1 + sum(f.shape[2] for f in frames[:-1]))
+            token_mask = torch.cat([seen, (present & frame_mask)[..., None]], dim=-1)
+        tokens, owners, places, slices = self._queries(batch, only_actions, images)
+        positions = None
+        if self.config.positions:
+            # Every query has its row, asked or not, so that a row means the same in training and in a rollout.
+            context = 1 + sum(f.shape[2] for f in frames)
+            stride = context + len(self.action_queries)
+            stride += self.image_queries.shape[:2].numel() if self.config.fwd_pred else 0
+            if shape[1] * stride > len(self.positions):
+                raise UserError(f"positions: {shape[1]} frames of {stride} tokens need more than {len(self.positions)}")
+            positions = (self.positions, context + places, stride)
+        out = self.vlm.sequence(z_l, frames, tokens, owners, token_mask, positions)
+        counts = {"action": len(self.action_queries), "state": 1, "image": 2 * (self.config.latents + 1)}
+        return {name: out[:, a:b].unflatten(1, (-1, counts[name])) for name, (a, b) in slices.items()}, f_s
+
+    def _analogy_token(self, batch: RobotBatch, f_s: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor]:
+        """The retrieved clips' f*, pooled over clips: (B, T, d), and (B, T) bool where there was any."""
+        if batch.get("clips") is None:
+            nothing = torch.zeros(*f_s.shape[:2], self.config.width, device=f_s.device, dtype=f_s.dtype)
+            return nothing, torch.zeros(f_s.shape[:2], device=f_s.device, dtype=torch.bool)
+        transferred, seen = self._transfer(batch, f_s, z_l, slice(None))
+        weight = seen[..., None, None].to(transferred.dtype)
+        pooled = (transferred * weight).sum(1) / weight.sum(1).clamp(min=1.0)
+        return self.analogy_token(pooled.flatten(2)), seen.any(1)
+
+    def forward(self, batch: RobotBatch) -> dict[str, Tensor]:
+        """Compute the losses that `config.loss` gives a weight and the batch has the targets for.
+
+        Returns:
+            loss: the weighted sum. Before weighting: loss_arm, loss_gripper, and where computed loss_state,
+            loss_analogy (summed over clips, averaged over windows), loss_replay, loss_localisation, loss_image.
+            actions: (B, T or 1, C, 7), predicted (arm unclamped, gripper +-1); absent with the flow head in training,
+            where the integration would be for show.
+            next_components: (B, T, S), predicted, with loss_state.
+        """
+        config, weights = self.config, self.config.loss
+        expect_frames(batch, "static", "gripper")
+        z_l = self.vlm.language(batch["text"], batch["text_mask"])
+        seen = self._encode(batch, z_l)
+        images = batch.get("next_static") is not None
+        outputs, f_s = self._forward_tokens(batch, z_l, seen["static_tokens"], seen["gripper_tokens"], False, images)
+        frame_mask = batch["frame_mask"]
+        result = self._action_losses(batch, outputs["action"])
+        loss = weights.arm * result["loss_arm"] + weights.gripper * result["loss_gripper"]
+        if "state" in outputs:
+            expect("next_components", batch["next_components"], *frame_mask.shape, len(COMPONENTS))
+            expect("next_mask", batch.get("next_mask"), *frame_mask.shape)
+            predicted = self.state_head(outputs["state"][:, :, 0]).float()
+            if config.predict_residual:
+                predicted = predicted + batch["components"]
+            error = (predicted - batch["next_components"]).square().mean(-1)
+            result["next_components"] = predicted
+            result["loss_state"] = _mean(error, batch["next_mask"] & frame_mask)
+            loss = loss + weights.state * result["loss_state"]
+        clips = batch.get("clips")
+        if clips is not None and self.analogy is not None and weights.analogy > 0:
+            result["loss_analogy"] = self._analogy_loss(batch, f_s, z_l)
+            loss = loss + weights.analogy * result["loss_analogy"]
+        if clips is not None and weights.replay > 0:
+            replay = batch.get("replay") or {key: x.flatten(0, 1) for key, x in clips.items() if x is not None}
+            result["loss_replay"] = self.vlm(replay)["loss"]
+            loss = loss + weights.replay * result["loss_replay"]
+        if weights.localisation > 0 and batch.get("landmark_pixels") is not None:
+            result["loss_localisation"] = self._localisation_loss(batch, seen["heatmaps"], seen["offset"])
+            loss = loss + weights.localisation * result["loss_localisation"]
+        if "image" in outputs:
+            result["loss_image"] = self._image_loss(batch, outputs["image"])
+            loss = loss + weights.image * result["loss_image"]
+        return {"loss": loss, **result}
+
+    def _action_losses(self, batch: RobotBatch, out: Tensor) -> dict[str, Tensor]:
+        frames, chunk = batch["frame_mask"].shape[1], self.config.chunk
+        expect("actions", batch.get("actions"), len(out), frames, chunk, ARM + 1)
+        expect("action_mask", batch.get("action_mask"), len(out), frames, chunk)
+        shown = out.shape[1]
+        target = batch["actions"][:, frames - shown :]
+        mask = (batch["action_mask"] & batch["frame_mask"][..., None])[:, frames - shown :]
+        result: dict[str, Tensor] = {}
+        if self.config.head == "flow":
+            error = self.head.error(out, target[..., :ARM])
+            if self.training:
+                arm, logits = None, self.head.regression(out)[1]
+            else:
+                arm, logits = self.head(out)
+        else:
+            arm, logits = self.head(out)
+            error = F.smooth_l1_loss(arm, target[..., :ARM], reduction="none", beta=self.config.loss.arm_beta)
+        result["loss_arm"] = _mean(error.mean(-1), mask)
+        opened = (target[..., ARM] > 0).to(logits.dtype)
+        result["loss_gripper"] = _mean(F.binary_cross_entropy_with_logits(logits, opened, reduction="none"), mask)
+        if arm is not None:
+            result["actions"] = _actions(arm, logits)
+        return result
+
+    def _analogy_loss(self, batch: RobotBatch, f_s: Tensor, z_l: Tensor) -> Tensor:
+        last = f_s.shape[1] - 1
+        mask = batch["frame_mask"][:, last]
+        target = batch["components"][:, last]
+        if self.config.analogy.target == "next":
+            if batch.get("next_components") is None:
+                return f_s.new_zeros(())
+            target, mask = batch["next_components"][:, last], mask & batch["next_mask"][:, last]
+        transferred, seen = self._transfer(batch, f_s, z_l, slice(last, last + 1))
+        error = (self.analogy.read(transferred[:, :, 0]).float() - target[:, None]).square().mean(-1)
+        counts = seen[:, :, 0] & mask[:, None]
+        return torch.where(counts, error, torch.zeros_like(error)).sum() / len(error)
+
+    def _localisation_loss(self, batch: RobotBatch, heatmaps: Tensor | None, offset: Tensor) -> Tensor:
+        if heatmaps is None:
+            raise UserError("loss.localisation: only the conv encoder has heatmaps; set it to 0 or use that encoder")
+        shape = (*heatmaps.shape[:2], self.config.vision.landmarks)
+        expect("landmark_pixels", batch["landmark_pixels"], *shape, 2)
+        expect("landmark_mask", batch.get("landmark_mask"), *shape)
+        known = batch["landmark_mask"][..., None]
+        where = torch.where(known, batch["landmark_pixels"], 0.0) + offset[:, None, None]
+        inside = (where.abs() <= 1.0).all(-1)
+        mask = batch["landmark_mask"] & batch["frame_mask"][..., None] & inside
+        return _mean(splat_cross_entropy(heatmaps[..., : shape[2]].movedim(-1, 2), where), mask)
+
+    def _image_loss(self, batch: RobotBatch, out: Tensor) -> Tensor:
+        mask = (batch["next_image_mask"] & batch["frame_mask"]).flatten()
+        total = out.new_zeros((), dtype=torch.float32)
+        for i, camera in enumerate(("next_static", "next_gripper")):
+            head = self.image_heads[min(i, len(self.image_heads) - 1)]
+            images = batch[camera]
+            if head.official:
+                with torch.no_grad():
+                    images = self.vlm.static_encoder.pixels(images.flatten(0, 1)).permute(0, 2, 3, 1)
+                images = images.unflatten(0, tuple(out.shape[:2]))
+            expect(camera, images, *out.shape[:2], head.size, head.size, 3)
+            tokens = out.unflatten(2, (2, -1))[:, :, i].flatten(0, 1)
+            error = (head(tokens) - head.target(images.flatten(0, 1))).square().mean((-1, -2))
+            total = total + _mean(error, mask)
+        return total
+
+    @torch.no_grad()
+    def predict(self, batch: RobotBatch, images: bool = False) -> dict[str, Tensor]:
+        """Return what the heads say at every frame, before any clamping: what the official code's forward returns.
+
+        Returns:
+            arm (B, T, C, 6), gripper (B, T, C), logits; with `images` and the image heads: static, gripper_image
+            (B, T, P, 3 patch^2), patches of the coming frames.
+        """
+        z_l = self.vlm.language(batch["text"], batch["text_mask"])
+        tokens = batch if "static_tokens" in batch else self._encode(batch, z_l)
+        some = {key: value for key, value in batch.items() if key != "next_components"}
+        outputs, _ = self._forward_tokens(
+            some, z_l, tokens["static_tokens"], tokens["gripper_tokens"], False, images and self.config.fwd_pred
+        )
+        arm, logits = self.head(outputs["action"])
+        result = {"arm": arm, "gripper": logits}
+        if "image" in outputs:
+            for i, name in enumerate(("static", "gripper_image")):
+                head = self.image_heads[min(i, len(self.image_heads) - 1)]
+                asked = outputs["image"].unflatten(2, (2, -1))[:, :, i]
+                result[name] = head(asked.flatten(0, 1)).unflatten(0, tuple(asked.shape[:2]))
+        return result
+
+    @torch.no_grad()
+    def act(self, batch: RobotBatch) -> Tensor:
+        """Plan from the last frame and compute nothing that the plan does not need.
+
+        Args:
+            batch: the observations of `RobotBatch`, no targets. Instead of images it may hold `encode_frames`' tokens.
+                `clips` matter only with `analogy.at_rollout` on.
+
+        Returns:
+            (B, C, 7) float32: arm clamped to [-1, 1], gripper exactly -1 (close) or 1 (open).
+        """
+        expect_frames(batch, "static", "gripper")
+        z_l = self.vlm.language(batch["text"], batch["text_mask"])
+        tokens = batch if "static_tokens" in batch else self._encode(batch, z_l)
+        outputs, _ = self._forward_tokens(batch, z_l, tokens["static_tokens"], tokens["gripper_tokens"], True)
+        arm, logits = self.head(outputs["action"])
+        return _actions(arm.clamp(-1.0, 1.0), logits)[:, -1]
+
+
+def splat_cross_entropy(logits: Tensor, where: Tensor) -> Tensor:
+    """Cross-entropy of heatmaps against points spread bilinearly over their four nearest cells.
+
+    The best heatmap's soft-argmax is then the point itself, to a fraction of a cell.
+
+    Args:
+        logits: (..., h, w).
+        where: (..., 2), u and v in [-1, 1]; outer values are moved to the edge cells.
+
+    Returns:
+        (...) float32.
+    """
+    height, width = logits.shape[-2:]
+    scale = torch.tensor([width, height], device=where.device) / 2.0
+    limit = torch.tensor([width - 1, height - 1], device=where.device)
+    cell = ((where + 1.0) * scale - 0.5).clamp(min=0.0).minimum(limit)
+    low = cell.floor().minimum(limit - 1)
+    part = cell - low
+    low = low.long()
+    log_probability = logits.float().flatten(-2).log_softmax(-1)
+    total = torch.zeros(logits.shape[:-2], device=logits.device)
+    for du in (0, 1):
+        for dv in (0, 1):
+            weight = (part[..., 0] if du else 1 - part[..., 0]) * (part[..., 1] if dv else 1 - part[..., 1])
+            index = (low[..., 1] + dv) * width + low[..., 0] + du
+            total = total - weight * log_probability.gather(-1, index[..., None])[..., 0]
+    return total
+
+
+def _actions(arm: Tensor, logits: Tensor) -> Tensor:
+    gripper = torch.where(logits > 0, 1.0, -1.0)
+    return torch.cat([arm.detach(), gripper[..., None]], dim=-1)
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask`, 0 where nothing is; what is masked may even be infinite."""
+    return torch.where(mask, values, torch.zeros_like(values)).sum() / mask.sum().clamp(min=1)

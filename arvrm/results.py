@@ -1,0 +1,327 @@
+"""Outcome records of rollouts, their statistics, and the results file that reports and comparisons read.
+
+Two files per evaluation: a log beside the output (one line per finished chain, synced to disk, so that a killed run
+loses nothing), and the results file itself, which appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arvrm.interface import TASKS, UserError
+
+FORMAT = "arvrm-results-1"
+LOG_FORMAT = "arvrm-chain-log-1"
+BOOTSTRAP_SAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class ChainRecord:
+    """What became of one chain.
+
+    Attributes:
+        index: place in the list of chains.
+        tasks: all tasks of the chain, attempted or not.
+        completed: how many succeeded in a row from the first; a chain ends at its first failure.
+        steps: control steps of every attempted task, the failed one included.
+        crashed: None, or one line on what crashed (simulator or policy); counted as a failure, reported apart.
+        film: file name of the chain's film, if one was kept.
+    """
+
+    index: int
+    tasks: tuple[str, ...]
+    completed: int
+    steps: tuple[int, ...]
+    crashed: str | None = None
+    film: str | None = None
+
+    @property
+    def attempted(self) -> tuple[str, ...]:
+        """The tasks that were started: those that succeeded and, if the chain broke, the one it broke at."""
+        return self.tasks[: min(self.completed + 1, len(self.tasks))]
+
+
+class ChainLog:
+    """The log of finished chains: a header line, then one JSON line per chain, each synced before `append` returns.
+
+    Args:
+        path: the log file.
+        fingerprint: what must agree between the run that began the log and one that resumes it.
+        resume: go on with an existing log; a torn last line (a kill during a write) is dropped.
+        overwrite: begin anew.
+    Raises:
+        UserError: the log exists and neither is set, or its fingerprint differs.
+    """
+
+    def __init__(self, path: str | Path, fingerprint: dict[str, Any], resume: bool = False, overwrite: bool = False):
+        self.path = Path(path)
+        self.records: dict[int, ChainRecord] = {}
+        self.seconds = 0.0
+        """Wall-clock seconds that earlier runs of this log had spent when they wrote their last line."""
+        self.cost: dict[str, float] = {}
+        """Seconds by kind of work, summed over the logged chains."""
+        fingerprint = json.loads(json.dumps(fingerprint))
+        if self.path.exists() and not overwrite:
+            if not resume:
+                raise UserError(f"{self.path}: exists; pass --resume to go on with it or --overwrite to begin anew")
+            keep = self._read(fingerprint)
+        else:
+            keep = 0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if keep:
+            with open(self.path, "r+b") as file:
+                file.truncate(keep)
+            self._file = open(self.path, "ab")
+        else:
+            self._file = open(self.path, "wb")
+            self._write({"format": LOG_FORMAT, "fingerprint": fingerprint})
+
+    def append(self, record: ChainRecord, seconds: float, cost: dict[str, float] | None = None) -> None:
+        """Add one finished chain; `seconds` is the wall-clock time spent so far, earlier runs included."""
+        if record.index in self.records:
+            raise ValueError(f"{self.path}: chain {record.index} is logged already")
+        self._write({**asdict(record), "seconds": round(seconds, 3), "cost": cost or {}})
+        self._add(record, seconds, cost or {})
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> ChainLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _add(self, record: ChainRecord, seconds: float, cost: dict[str, float]) -> None:
+        self.records[record.index] = record
+        self.seconds = seconds
+        for kind, value in cost.items():
+            self.cost[kind] = self.cost.get(kind, 0.0) + value
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _read(self, fingerprint: dict[str, Any]) -> int:
+        """Fill `records`; return the number of bytes that hold whole lines."""
+        content = self.path.read_bytes()
+        keep = content.rfind(b"\n") + 1
+        lines = content[:keep].splitlines()
+        if not lines:
+            return 0
+        try:
+            header = json.loads(lines[0])
+            if header.get("format") != LOG_FORMAT:
+                raise UserError(f"{self.path}: no chain log ({header.get('format')!r}); remove it or pass --overwrite")
+            for key in sorted(fingerprint.keys() | header["fingerprint"].keys()):
+                old, new = header["fingerprint"].get(key), fingerprint.get(key)
+                if old != new:
+                    remedy = "resume with the same or pass --overwrite"
+                    raise UserError(f"{self.path}: begun with {key} = {old!r}, now {new!r}; {remedy}")
+            for line in lines[1:]:
+                values = json.loads(line)
+                seconds, cost = values.pop("seconds"), values.pop("cost")
+                values["tasks"], values["steps"] = tuple(values["tasks"]), tuple(values["steps"])
+                self._add(ChainRecord(**values), seconds, cost)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{self.path}: damaged ({error}); pass --overwrite to begin anew") from error
+        return keep
+
+
+def bootstrap_interval(values: Sequence[float], seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values`; the same values and seed give the same interval.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, section 13.3.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if data.size == 0:
+        return (0.0, 0.0)
+    rng = np.random.default_rng(seed)
+    means = np.array([data[rng.integers(0, data.size, data.size)].mean() for _ in range(BOOTSTRAP_SAMPLES)])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def wilson_interval(success: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a rate. Source: Wilson, JASA 22 (1927) 209. (0, 1) where nothing was tried."""
+    if total == 0:
+        return (0.0, 1.0)
+    rate = success / total
+    centre = (rate + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * np.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total))
+    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+
+
+def summarize(records: Iterable[ChainRecord], seed: int = 0) -> dict[str, Any]:
+    """Statistics of the chains, in order of index.
+
+    Returns:
+        average_length: mean number of tasks completed in a row; average_length_ci95: its bootstrap interval.
+        success_rates: share of chains with at least 1, 2, ... tasks in a row; success_rates_ci95: Wilson intervals.
+        per_task: {task: {success, total}} over attempted tasks, in the order of `interface.TASKS`.
+        crashed: number of chains that ended in a crash.
+        chains: the records.
+    """
+    ordered = sorted(records, key=lambda record: record.index)
+    lengths = [record.completed for record in ordered]
+    longest = max((len(record.tasks) for record in ordered), default=0)
+    counts: dict[str, list[int]] = {}
+    for record in ordered:
+        for place, task in enumerate(record.attempted):
+            count = counts.setdefault(task, [0, 0])
+            count[0] += place < record.completed
+            count[1] += 1
+    known = [task for task in TASKS if task in counts] + sorted(counts.keys() - set(TASKS))
+    reached = [sum(length >= k for length in lengths) for k in range(1, longest + 1)]
+    chains = []
+    for record in ordered:
+        entry = {key: value for key, value in asdict(record).items() if value is not None}
+        chains.append({key: list(value) if isinstance(value, tuple) else value for key, value in entry.items()})
+    return {
+        "average_length": float(np.mean(lengths)) if lengths else 0.0,
+        "average_length_ci95": list(bootstrap_interval(lengths, seed)),
+        "success_rates": [count / len(lengths) for count in reached],
+        "success_rates_ci95": [list(wilson_interval(count, len(lengths))) for count in reached],
+        "per_task": {task: {"success": counts[task][0], "total": counts[task][1]} for task in known},
+        "crashed": sum(record.crashed is not None for record in ordered),
+        "chains": chains,
+    }
+
+
+def save_results(path: str | Path, results: dict[str, Any]) -> Path:
+    """Write the results file whole or not at all (a temporary file, synced, then renamed)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w") as file:
+        json.dump({"format": FORMAT, **results}, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return path
+
+
+def load_results(path: str | Path) -> dict[str, Any]:
+    """Read a results file.
+
+    Raises:
+        UserError: missing, no JSON, of another format, or without a key that every results file has.
+    """
+    path = Path(path)
+    try:
+        results = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give a file written by `arvrm evaluate`") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON; give a file written by `arvrm evaluate`") from error
+    if not isinstance(results, dict) or results.get("format") != FORMAT:
+        found = results.get("format") if isinstance(results, dict) else type(results).__name__
+        raise UserError(f"{path}: format {found!r}, expected {FORMAT!r}; give a file written by `arvrm evaluate`")
+    for key in ("average_length", "average_length_ci95", "success_rates", "per_task", "chains", "config", "versions"):
+        if key not in results:
+            raise UserError(f"{path}: no {key!r}; evaluate again")
+    return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as text: the chain curve, then one line per task, weakest first."""
+    config, rates = results["config"], results["success_rates"]
+    low, high = results["average_length_ci95"]
+    count = len(results["chains"])
+    single = len(rates) == 1
+    what = "single tasks" if single else "chains"
+    where = f"scene {config.get('scene')} ({config.get('assets')})"
+    lines = [f"{config.get('policy', 'policy')} in {where}: {count} {what}"]
+    if changed := scene_changes(config):
+        lines.append(f"  scene changed     {changed}")
+    if not single:
+        lines.append("  tasks in a row    " + "".join(f"{k:>7d}" for k in range(1, len(rates) + 1)))
+        lines.append("  success rate      " + "".join(f"{rate:>7.3f}" for rate in rates))
+        average = f"{results['average_length']:>7.2f} of {len(rates)}"
+        lines.append(f"  average length    {average}   (95 % interval {low:.2f} to {high:.2f})")
+    else:
+        lines.append(f"  success rate      {rates[0]:>7.3f}   (95 % interval {low:.3f} to {high:.3f})")
+    if results.get("crashed"):
+        lines.append(f"  crashed           {results['crashed']:>7d}   (counted as failures)")
+    if results.get("chains_per_hour"):
+        lines.append(f"  speed             {results['chains_per_hour']:>7.0f} {what} an hour")
+    lines.append("  task                          success  of")
+    ordered = sorted(results["per_task"].items(), key=lambda item: item[1]["success"] / max(1, item[1]["total"]))
+    for task, count in ordered:
+        share = 100 * count["success"] / max(1, count["total"])
+        lines.append(f"  {task:<30s}{count['success']:>6d}{count['total']:>5d}{share:>6.0f} %")
+    return "\n".join(lines)
+
+
+def scene_changes(config: dict[str, Any]) -> str:
+    """What a results file's configuration changed of the scene (robustness switches), "" if nothing."""
+    changes = []
+    for name in ("camera_shift", "lighting", "block_colours"):
+        values = config.get(name) or {}
+        if any(value for key, value in values.items() if key != "seed"):
+            changes += [f"{name}.{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
+    return ", ".join(changes)
+
+
+def environment_versions() -> dict[str, Any]:
+    """Versions, commit and hardware of this run; nothing that names a user or a path."""
+    versions: dict[str, Any] = {"python": platform.python_version()}
+    for package in ("arvrm", "torch", "pybullet", "numpy"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    versions["commit"] = source_commit()
+    versions["hardware"] = hardware()
+    return versions
+
+
+def source_commit() -> str | None:
+    """The commit of the source tree this package runs from ("+changes" if tracked files differ), None outside git."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        run = ["git", "-C", str(root)]
+        commit = subprocess.run([*run, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        changed = subprocess.run([*run, "diff", "--quiet", "HEAD", "--", "arvrm"], capture_output=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("+changes" if changed.returncode else "")
+
+
+def hardware() -> str:
+    """One line on the machine: processor, usable cores, memory, GPU if torch is loaded and has one."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parts = [name, f"{cores} cores"]
+    try:
+        parts.append(f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
+    except (ValueError, OSError, AttributeError):
+        pass
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name(0))
+    return ", ".join(parts)

@@ -1,0 +1,134 @@
+"""Reads and encodes episodes in parallel and stores them in order: what all converters share.
+
+Threads where the work releases the interpreter (inflating, checksums, JPEG, tensors' copies): they start at once and
+hand over results without copying them. Processes, each with its own detector, for videos of hands.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from arvrm.episodes import EncodedEpisode, Episode, EpisodeWriter, encode_episode
+from arvrm.interface import UserError
+
+COMMIT = 8
+"""Episodes in one transaction: what a killed run may have to convert again. Fixed, so that the bytes are."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class LeftOut(Exception):
+    """An episode that cannot be converted: why, and which of the source's steps are to blame (step -> reason)."""
+
+    def __init__(self, reason: str, damaged: dict[int, str] | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.damaged = reason, damaged or {}
+
+
+def encode_in_order(
+    items: Sequence[Item],
+    read: Callable[[Item], Episode],
+    steps: Callable[[Item], int],
+    jpeg_quality: int,
+    workers: int = 0,
+    label: str = "convert",
+) -> Iterator[tuple[Item, EncodedEpisode | LeftOut]]:
+    """Yield every item with its encoded episode, in order whatever the number of workers, a few in memory at a time.
+
+    Args:
+        read: makes the episode of an item; raises LeftOut (or UserError) where that cannot be.
+        steps: the item's steps, for the progress shown on stderr.
+        workers: threads; 0: one per core.
+    """
+    workers = workers or os.cpu_count() or 1
+
+    def encode(item: Item) -> EncodedEpisode | LeftOut:
+        try:
+            return encode_episode(read(item), jpeg_quality)
+        except LeftOut as reason:
+            return reason
+        except UserError as error:
+            return LeftOut(str(error))
+
+    with ThreadPoolExecutor(workers, "convert") as pool:
+        yield from in_order(items, pool, encode, steps, 2 * workers, label)
+
+
+def in_order(
+    items: Sequence[Item],
+    pool: Executor,
+    encode: Callable[[Item], Result],
+    steps: Callable[[Item], int],
+    ahead: int,
+    label: str = "convert",
+    unit: str = " steps",
+) -> Iterator[tuple[Item, Result]]:
+    """Yield every item with what `encode` made of it in `pool`, in order; at most `ahead` others are under way."""
+    bar = tqdm(
+        total=sum(map(steps, items)),
+        desc=label,
+        unit=unit,
+        file=sys.stderr,
+        disable=not items,
+        mininterval=0.5 if sys.stderr.isatty() else 10.0,
+    )
+    pending: deque[tuple[Item, Future]] = deque()
+    with bar:
+        try:
+            for item in items:
+                pending.append((item, pool.submit(encode, item)))
+                if len(pending) > ahead:
+                    done, future = pending.popleft()
+                    yield done, future.result()
+                    bar.update(steps(done))
+            while pending:
+                done, future = pending.popleft()
+                yield done, future.result()
+                bar.update(steps(done))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def store_in_order(
+    writer: EpisodeWriter, results: Iterator[tuple[Item, EncodedEpisode | LeftOut]], commit: int | None = None
+) -> list[tuple[Item, LeftOut]]:
+    """Append what was encoded, `commit` (COMMIT) episodes at a time; return what was left out."""
+    commit = commit or COMMIT
+    left_out, batch = [], []
+    try:
+        for item, result in results:
+            if isinstance(result, LeftOut):
+                left_out.append((item, result))
+                continue
+            batch.append(result)
+            if len(batch) == commit:
+                writer.append_encoded(*batch)
+                batch = []
+    except KeyboardInterrupt:  # keep what is finished
+        if batch:
+            writer.append_encoded(*batch)
+        raise
+    if batch:
+        writer.append_encoded(*batch)
+    return left_out
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name, then rename."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(value, indent=1) + "\n")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another path") from error

@@ -1,0 +1,460 @@
+"""CALVIN data sets, and the parents' LMDB, become episode stores."""
+
+import argparse
+import json
+import os
+import pickle
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from calvin_files import TRAINING, step, write_calvin, write_split
+
+from arvrm.episodes import EpisodeStore
+from arvrm.interface import UserError
+from arvrm.sources import npz
+from arvrm.sources.calvin import ConvertCalvinConfig, convert_calvin, plan_segments
+from arvrm.sources.parent_lmdb import ConvertParentConfig, convert_parent_lmdb
+from arvrm.sources.verbs import VERBS, convert_calvin_verb
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_calvin(tmp_path_factory.mktemp("calvin") / "task_D")
+
+
+@pytest.fixture(scope="module")
+def stores(data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("stores") / "out"
+    convert_calvin(ConvertCalvinConfig(str(data), str(output)))
+    return output
+
+
+@pytest.fixture
+def copy(data, tmp_path):
+    return Path(shutil.copytree(data, tmp_path / "task_D"))
+
+
+def convert(source, output, **options):
+    return convert_calvin(ConvertCalvinConfig(str(source), str(output), **options))
+
+
+def psnr(a, b):
+    return 10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2))
+
+
+# -- what comes out ---------------------------------------------------------------------------------------------------
+
+
+def test_each_annotation_becomes_an_episode_of_its_split(stores):
+    training, validation = EpisodeStore(stores / "training"), EpisodeStore(stores / "validation")
+    assert training.ids == ("A/training/0000362-0000366", "A/training/0000365-0000370", "D/training/0000382-0000387")
+    assert validation.ids == ("D/validation/0000050-0000054",)
+    header = training.header("D/training/0000382-0000387")
+    assert (header.embodiment, header.source, header.fps, header.steps) == ("robot", "calvin", 30.0, 6)
+    assert (header.instruction, header.task, header.scene) == ("lift the red block", "lift_red_block_table", "D")
+
+
+def test_segments_of_one_recording_share_a_group_and_others_do_not(stores):
+    store = EpisodeStore(stores / "training")
+    groups = [store.header(id).group for id in store.ids]
+    assert groups == ["A/training/0000360", "A/training/0000360", "D/training/0000380"]
+
+
+def test_arrays_are_those_of_the_files_to_the_last_bit(data, stores):
+    episode = EpisodeStore(stores / "training").episode("A/training/0000365-0000370")
+    assert set(episode.arrays) == {"robot_obs", "scene_obs", "actions", "executed", "absolute_actions"}
+    for row in range(6):
+        with np.load(data / "training" / f"episode_{365 + row:07d}.npz") as file:
+            np.testing.assert_array_equal(episode.arrays["robot_obs"][row], file["robot_obs"])
+            np.testing.assert_array_equal(episode.arrays["scene_obs"][row], file["scene_obs"])
+            np.testing.assert_array_equal(episode.arrays["absolute_actions"][row], file["actions"])
+            np.testing.assert_array_equal(episode.arrays["actions"][row], file["rel_actions"].astype(np.float32))
+            assert psnr(episode.images["rgb_static"][row], file["rgb_static"]) > 35
+            assert psnr(episode.images["rgb_gripper"][row], file["rgb_gripper"]) > 35
+    np.testing.assert_array_equal(episode.arrays["actions"], episode.arrays["executed"])
+
+
+def test_only_annotated_steps_are_stored_unless_asked(stores):
+    assert EpisodeStore(stores / "training").manifest["counts"]["steps"] == 5 + 6 + 6
+
+
+def test_play_data_covers_every_recorded_step_once_beside_the_annotations(data, tmp_path):
+    convert(data, tmp_path / "out", play=True, play_steps=5)
+    store = EpisodeStore(tmp_path / "out" / "training")
+    play = [header for header in store.headers() if not header.instruction]
+    annotated = [header for header in store.headers() if header.instruction]
+    assert len(annotated) == 3 and all(header.steps <= 5 and header.task == "" for header in play)
+    steps = [s for header in play for s in range(header.meta["first"], header.meta["last"] + 1)]
+    recorded = {s for first, last in TRAINING["recordings"] for s in range(first, last + 1)}
+    covered = {s for header in annotated for s in range(header.meta["first"], header.meta["last"] + 1)}
+    assert len(set(steps)) == len(steps) and set(steps) == recorded - covered
+    recordings = [range(first, last + 1) for first, last in TRAINING["recordings"]]
+    for header in play:
+        assert any(header.meta["first"] in r and header.meta["last"] in r for r in recordings)
+
+
+def test_depth_and_touch_are_kept_on_request(data, tmp_path):
+    convert(data, tmp_path / "out", depth=True, tactile=True)
+    arrays = EpisodeStore(tmp_path / "out" / "validation").arrays("D/validation/0000050-0000054")
+    with np.load(data / "validation" / "episode_0000052.npz") as file:
+        for name in ("depth_static", "depth_gripper", "rgb_tactile", "depth_tactile"):
+            np.testing.assert_array_equal(arrays[name][2], file[name])
+
+
+def test_a_stride_keeps_every_nth_image_and_all_states(data, tmp_path):
+    convert(data, tmp_path / "out", image_stride=3)
+    header = EpisodeStore(tmp_path / "out" / "training").header("A/training/0000365-0000370")
+    assert header.steps == 6 and header.image_steps.tolist() == [0, 3]
+
+
+def test_the_same_range_annotated_twice_gives_two_episodes(tmp_path):
+    twice = [(1, 3, "open the drawer", "open_drawer"), (1, 3, "pull the handle", "open_drawer")]
+    write_split(tmp_path / "d" / "training", [(0, 4)], twice, {})
+    convert(tmp_path / "d", tmp_path / "out")
+    store = EpisodeStore(tmp_path / "out" / "training")
+    assert sorted(header.instruction for header in store.headers()) == ["open the drawer", "pull the handle"]
+    assert {header.scene for header in store.headers()} == {""}
+
+
+def test_stores_have_the_same_bytes_whatever_the_number_of_workers(data, stores, tmp_path):
+    for workers in (1, 3):
+        convert(data, tmp_path / str(workers), workers=workers)
+        for split in ("training", "validation"):
+            ours = (tmp_path / str(workers) / split / "data.mdb").read_bytes()
+            assert ours == (stores / split / "data.mdb").read_bytes()
+
+
+# -- interruptions and checks -----------------------------------------------------------------------------------------
+
+
+def test_a_killed_conversion_resumes_and_holds_the_same(data, tmp_path, monkeypatch):
+    # One segment per transaction and a pause in each, so that the kill hits the middle.
+    script = (
+        "import sys, time; from arvrm.sources import calvin, pipeline\n"
+        "pipeline.COMMIT = 1; read = calvin._read_segment\n"
+        "calvin._read_segment = lambda *a: (time.sleep(0.4), read(*a))[1]\n"
+        "calvin.convert_calvin(calvin.ConvertCalvinConfig(sys.argv[1], sys.argv[2], workers=1))"
+    )
+    output = tmp_path / "out"
+    child = subprocess.Popen([sys.executable, "-c", script, str(data), str(output)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and child.poll() is None:
+        try:
+            if len(EpisodeStore(output / "training")) >= 1:
+                break
+        except UserError:
+            pass
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    before = EpisodeStore(output / "training").ids
+    assert 1 <= len(before) < 3
+    with pytest.raises(UserError, match="--resume"):
+        convert(data, output)
+    convert(data, output, resume=True, verify=True)
+    store = EpisodeStore(output / "training")
+    assert set(before) < set(store.ids) and len(store) == 3 and store.manifest["complete"]
+
+
+def test_resuming_with_other_settings_is_refused(data, tmp_path):
+    convert(data, tmp_path / "out")
+    with pytest.raises(UserError, match="image_stride"):
+        convert(data, tmp_path / "out", resume=True, image_stride=2)
+
+
+def test_verification_notices_a_source_that_is_not_what_was_stored(copy, tmp_path):
+    convert(copy, tmp_path / "out", verify=True)
+    values = step(np.random.default_rng(99), 384)
+    np.savez_compressed(copy / "training" / "episode_0000384.npz", **values)
+    with pytest.raises(UserError, match="D/training/0000382-0000387"):
+        convert(copy, tmp_path / "out", resume=True, verify=True)
+
+
+def test_verification_notices_a_flipped_bit_in_the_store(copy, tmp_path):
+    convert(copy, tmp_path / "out")
+    file = tmp_path / "out" / "training" / "data.mdb"
+    content = bytearray(file.read_bytes())
+    content[content.index(b"\xff\xd8\xff") + 400] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="checksum"):
+        convert(copy, tmp_path / "out", resume=True, verify=True)
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def _flip(path):
+    # A bit in the middle of the compressed rgb_static.
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("rgb_static.npy")
+    content = bytearray(path.read_bytes())
+    content[info.header_offset + 60 + info.compress_size // 2] ^= 4
+    path.write_bytes(content)
+
+
+def _drop_member(path):
+    values = step(np.random.default_rng(0), 1)
+    del values["rgb_gripper"]
+    np.savez_compressed(path, **values)
+
+
+def _wrong_shape(path):
+    np.savez_compressed(path, **{**step(np.random.default_rng(0), 1), "robot_obs": np.zeros(14)})
+
+
+def _not_finite(path):
+    np.savez_compressed(path, **{**step(np.random.default_rng(0), 1), "scene_obs": np.full(24, np.nan)})
+
+
+def _objects(path):
+    np.savez_compressed(path, **{**step(np.random.default_rng(0), 1), "robot_obs": np.array([None] * 15)})
+
+
+DAMAGES = [
+    (Path.unlink, "missing"),
+    (_cut, "cut short"),
+    (_flip, "rgb_static"),
+    (_drop_member, "has no rgb_gripper"),
+    (_wrong_shape, "robot_obs"),
+    (_not_finite, "NaN"),
+    (_objects, "objects"),
+    (lambda path: path.write_bytes(b""), "cut short"),
+    (lambda path: path.write_bytes(b"PK\x05\x06" + b"\xff" * 40), ""),
+]
+
+
+@pytest.mark.parametrize(("damage", "reason"), DAMAGES, ids=[reason or "nonsense" for _, reason in DAMAGES])
+def test_a_bad_file_is_listed_and_costs_its_segments_only(copy, tmp_path, damage, reason):
+    damage(copy / "training" / "episode_0000366.npz")
+    report = convert(copy, tmp_path / "out")["training"]
+    assert list(report.damaged) == [366] and reason in report.damaged[366]
+    assert set(report.left_out) == {"A/training/0000362-0000366", "A/training/0000365-0000370"}
+    assert EpisodeStore(tmp_path / "out" / "training").ids == ("D/training/0000382-0000387",)
+    written = json.loads((tmp_path / "out" / "report.json").read_text())["training"]
+    assert list(written["damaged"]) == ["366"]
+
+
+def test_the_verb_lists_damage_and_exits_with_1_until_it_is_mended(copy, data, tmp_path, capsys):
+    for number in (383, 385):
+        (copy / "training" / f"episode_{number:07d}.npz").unlink()
+    arguments = ["--input", str(copy), "--output", str(tmp_path / "out")]
+    assert convert_calvin_verb(arguments) == 1
+    captured = capsys.readouterr()
+    assert "0000383 (missing), 0000385 (missing)" in captured.err
+    assert captured.out.splitlines() == [str(tmp_path / "out" / s) for s in ("training", "validation")]
+    for number in (383, 385):
+        shutil.copy(data / "training" / f"episode_{number:07d}.npz", copy / "training")
+    assert convert_calvin_verb([*arguments, "--resume"]) == 0
+    assert len(EpisodeStore(tmp_path / "out" / "training")) == 3
+
+
+def test_a_hostile_annotation_file_is_refused_and_runs_nothing(copy, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    path = copy / "training" / "lang_annotations" / "auto_lang_ann.npy"
+    np.save(path, {"language": Hostile()})
+    with pytest.raises(UserError, match=r"auto_lang_ann\.npy.*system"):
+        convert(copy, tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["lang_annotations/auto_lang_ann.npy", "ep_start_end_ids.npy"])
+def test_a_missing_index_file_is_named(copy, tmp_path, name):
+    (copy / "training" / name).unlink()
+    with pytest.raises(UserError, match=Path(name).name):
+        convert(copy, tmp_path / "out")
+
+
+@pytest.mark.parametrize("steps", [(5, 4), (-1, 3), (0, 10**12)])
+def test_an_annotation_of_impossible_steps_is_refused(tmp_path, steps):
+    write_split(tmp_path / "d" / "training", [(0, 1)], [(*steps, "open the drawer", "open_drawer")], {})
+    with pytest.raises(UserError, match="open the drawer"):
+        convert(tmp_path / "d", tmp_path / "out")
+
+
+def test_a_folder_without_splits_is_an_error_with_a_remedy(tmp_path):
+    with pytest.raises(UserError, match="training"):
+        convert(tmp_path, tmp_path / "out")
+
+
+def test_a_member_that_would_inflate_beyond_bounds_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz, "MAX_MEMBER_BYTES", 1000)
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros(1000))
+    with pytest.raises(npz.DamagedFile, match="bytes"):
+        npz.read_npz(tmp_path / "a.npz", ["x"])
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(
+    "value",
+    [np.arange(6.0).reshape(2, 3), np.asfortranarray([[0, 1, 2], [3, 4, 5]]), np.float32(3), np.zeros((0, 2), "<i2")],
+    ids=["c", "fortran", "scalar", "empty"],
+)
+def test_our_reader_of_npz_files_agrees_with_numpy(tmp_path, save, value):
+    save(tmp_path / "a.npz", x=value, y=np.ones(3))
+    found = npz.read_npz(tmp_path / "a.npz", ["x"])["x"]
+    with np.load(tmp_path / "a.npz") as file:
+        assert found.dtype == file["x"].dtype and found.shape == file["x"].shape
+        np.testing.assert_array_equal(found, file["x"])
+
+
+def test_an_npz_file_packed_otherwise_is_left_to_numpy(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_BZIP2) as archive:
+        np.save(tmp_path / "x.npy", np.arange(5))
+        archive.write(tmp_path / "x.npy", "x.npy")
+    np.testing.assert_array_equal(npz.read_npz(tmp_path / "a.npz", ["x"])["x"], np.arange(5))
+
+
+# -- the real thing and the paper's command ---------------------------------------------------------------------------
+
+
+def test_the_official_debug_data_set_converts_to_an_eighth_of_its_size(tmp_path):
+    root = Path(os.environ.get("CALVIN_ROOT", ROOT.parent / "shared" / "calvin"))
+    source = root / "dataset" / "task_debug_D"
+    if not source.is_dir():
+        pytest.skip(f"no CALVIN data set at {source}; set CALVIN_ROOT")
+    reports = convert(source, tmp_path / "out")
+    counts = {split: (report.episodes, report.steps) for split, report in reports.items()}
+    assert counts == {"training": (6, 214), "validation": (2, 70)}
+    for split in reports:
+        files = sum(file.stat().st_size for file in (source / split).glob("episode_*.npz"))
+        assert (tmp_path / "out" / split / "data.mdb").stat().st_size <= files / 8
+    header = EpisodeStore(tmp_path / "out" / "training").header("D/training/0000360-0000393")
+    assert (header.task, header.scene, header.group) == ("open_drawer", "D", "D/training/0000360")
+
+
+@pytest.mark.parametrize("output", [None, "elsewhere"])
+def test_the_papers_command_works_and_goes_on_when_repeated(copy, tmp_path, output):
+    given = ["--output_dir", str(tmp_path / output)] if output else []
+    command = [sys.executable, str(ROOT / "data" / "calvin2lmdb.py"), "--input_dir", str(copy), *given]
+    made = tmp_path / (output or "task_D_lmdb")
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == [str(made / "training"), str(made / "validation")]
+    assert len(EpisodeStore(made / "training")) == 3
+
+
+def test_the_papers_command_leaves_a_read_only_place_alone(copy, tmp_path, monkeypatch, capsys):
+    command = runpy.run_path(str(ROOT / "data" / "calvin2lmdb.py"))
+    assert command["default_output"](copy) == copy.with_name(f"{copy.name}_lmdb")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert command["default_output"](copy) == elsewhere / f"{copy.name}_lmdb"
+    assert "read-only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_a_verb_without_its_arguments_says_which_are_missing(verb, capsys):
+    parser = argparse.ArgumentParser(prog=verb.name)
+    verb.add_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args([])
+    assert "required" in capsys.readouterr().err
+
+
+# -- the parents' LMDB ------------------------------------------------------------------------------------------------
+
+
+def write_parent(folder: Path, source: Path, segments) -> Path:
+    """Write the keys and values of GR-1's and AR-VRM's calvin2lmdb.py."""
+    env = lmdb.open(str(folder), map_size=1 << 28)
+    with env.begin(write=True) as txn:
+        at = 0
+
+        def put(key, value):
+            txn.put(key.encode(), pickle.dumps(value))
+
+        for episode, segment in enumerate(segments):
+            put(f"inst_{episode}", segment.instruction)
+            put(f"inst_token_{episode}", torch.zeros(77, dtype=torch.int32))
+            for number in range(segment.first, segment.last + 1):
+                with np.load(source / f"episode_{number:07d}.npz") as file:
+                    values = {name: file[name] for name in file.files}
+                put("cur_step", at)
+                put(f"cur_episode_{at}", episode)
+                put(f"done_{at}", number == segment.last)
+                for camera in ("rgb_static", "rgb_gripper"):
+                    jpeg = simplejpeg.encode_jpeg(values[camera], 75, colorsubsampling="420")
+                    put(f"{camera}_{at}", torch.frombuffer(bytearray(jpeg), dtype=torch.uint8))
+                put(f"abs_action_{at}", torch.from_numpy(values["actions"]))
+                put(f"rel_action_{at}", torch.from_numpy(values["rel_actions"]))
+                put(f"scene_obs_{at}", torch.from_numpy(values["scene_obs"]))
+                put(f"robot_obs_{at}", torch.from_numpy(values["robot_obs"]))
+                at += 1
+    env.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parent(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parent") / "lmdb"
+    return write_parent(folder, data / "training", plan_segments(data / "training"))
+
+
+def test_the_parents_lmdb_gives_the_states_actions_and_images_of_the_data_set(parent, stores, tmp_path):
+    report = convert_parent_lmdb(ConvertParentConfig(str(parent), str(tmp_path / "out")))
+    assert (report.episodes, report.steps, report.left_out) == (3, 17, {})
+    ours, theirs = EpisodeStore(stores / "training"), EpisodeStore(tmp_path / "out")
+    for a, b in zip(ours.ids, theirs.ids, strict=True):
+        one, other = ours.episode(a), theirs.episode(b)
+        assert one.instruction == other.instruction
+        for name in one.arrays:
+            np.testing.assert_array_equal(one.arrays[name], other.arrays[name])
+        for camera in one.images:
+            assert psnr(one.images[camera], other.images[camera]) > 30
+
+
+def test_parent_episodes_that_share_recorded_steps_share_a_group(parent, tmp_path):
+    convert_parent_lmdb(ConvertParentConfig(str(parent), str(tmp_path / "out")))
+    groups = [header.group for header in EpisodeStore(tmp_path / "out").headers()]
+    assert groups[0] == groups[1] != groups[2]
+
+
+def test_a_range_of_parent_episodes_can_be_chosen(parent, tmp_path):
+    convert_parent_lmdb(ConvertParentConfig(str(parent), str(tmp_path / "out"), first=1, last=1))
+    assert [h.instruction for h in EpisodeStore(tmp_path / "out").headers()] == ["press the button"]
+
+
+def test_a_hostile_value_in_the_parents_lmdb_is_refused_and_costs_its_episode(parent, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    shutil.copytree(parent, tmp_path / "lmdb")
+    env = lmdb.open(str(tmp_path / "lmdb"), map_size=1 << 28)
+    with env.begin(write=True) as txn:
+        txn.put(b"rel_action_12", pickle.dumps(Hostile()))
+        txn.delete(b"rgb_static_2")
+    env.close()
+    report = convert_parent_lmdb(ConvertParentConfig(str(tmp_path / "lmdb"), str(tmp_path / "out")))
+    assert not (tmp_path / "ran").exists()
+    assert "system" in report.left_out["parent/000002"] and "rgb_static_2" in report.left_out["parent/000000"]
+    assert EpisodeStore(tmp_path / "out").ids == ("parent/000001",)
+
+
+def test_another_lmdb_is_no_parents_lmdb(tmp_path):
+    lmdb.open(str(tmp_path / "x")).close()
+    with pytest.raises(UserError, match="calvin2lmdb"):
+        convert_parent_lmdb(ConvertParentConfig(str(tmp_path / "x"), str(tmp_path / "out")))

@@ -1,0 +1,158 @@
+"""Checkpoints: whole or not there, strict, and the same model after loading."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from model_batches import human_batch, robot_batch, small
+from safetensors.torch import load_file, save_file
+
+from arvrm.interface import UserError
+from arvrm.model.checkpoint import checkpoint_hash, load_checkpoint, save_checkpoint, start_from_stage1
+from arvrm.model.encoders import Statistics
+from arvrm.model.keypoint_vlm import KeypointVLM
+from arvrm.model.policy_net import PolicyNet
+
+
+def stage1(**changes):
+    torch.manual_seed(0)
+    model = KeypointVLM(small(**changes)).eval()
+    torch.nn.init.normal_(model.keypoint_head[-1].weight)
+    return model
+
+
+def policy(**changes):
+    torch.manual_seed(1)
+    return PolicyNet(small(**changes)).eval()
+
+
+@pytest.mark.parametrize("changes", [{}, {"head": "flow", "analogy": {"map": "language", "at_rollout": "on"}}])
+def test_a_policy_comes_back_the_same(tmp_path, changes):
+    model, batch = policy(**changes), robot_batch(clips=1)
+    statistics = Statistics(euler_scale=(1.0, 1.0, 1.0))
+    folder = save_checkpoint(tmp_path / "a", model, statistics, {"spacing": 3})
+    loaded = load_checkpoint(folder, kind="policy")
+    assert torch.equal(loaded.model.act(batch), model.act(batch))
+    assert loaded.config == model.config and loaded.statistics == statistics
+    assert loaded.metadata == {"spacing": 3} and not loaded.model.training
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "statistics.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a"], "no temporary folder stays"
+
+
+def test_stage_one_comes_back_the_same_and_starts_stage_two(tmp_path):
+    model, batch = stage1(), human_batch()
+    save_checkpoint(tmp_path / "one", model)
+    assert torch.equal(load_checkpoint(tmp_path / "one").model(batch)["loss"], model(batch)["loss"])
+    robot = policy()
+    assert not torch.equal(robot.vlm(batch)["loss"], model(batch)["loss"])
+    start_from_stage1(robot, tmp_path / "one")
+    assert torch.equal(robot.vlm(batch)["loss"], model(batch)["loss"])
+
+
+def test_stage_two_refuses_a_start_of_another_shape_or_kind(tmp_path):
+    save_checkpoint(tmp_path / "one", stage1(joint_width=8))
+    with pytest.raises(UserError, match=r"has shape .* expected"):
+        start_from_stage1(policy(), tmp_path / "one")
+    save_checkpoint(tmp_path / "two", policy())
+    with pytest.raises(UserError, match="holds a policy model, expected keypoint_vlm"):
+        start_from_stage1(policy(), tmp_path / "two")
+    with pytest.raises(UserError, match="holds a policy model, expected keypoint_vlm"):
+        load_checkpoint(tmp_path / "two", kind="keypoint_vlm")
+
+
+@pytest.mark.parametrize("fault", ["missing", "unknown", "shape"])
+def test_loading_is_strict(tmp_path, fault):
+    folder = save_checkpoint(tmp_path / "a", stage1())
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    if fault == "missing":
+        del tensors["time"]
+    elif fault == "unknown":
+        tensors["times"] = torch.zeros(1)
+    else:
+        tensors["time"] = tensors["time"][:1].contiguous()
+    save_file(tensors, file)
+    messages = {"missing": "time is missing", "unknown": "times is unknown", "shape": r"time has shape \(1, 32\), exp"}
+    with pytest.raises(UserError, match=messages[fault]):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "statistics.json"])
+def test_missing_and_damaged_files_are_named(tmp_path, name):
+    folder = save_checkpoint(tmp_path / "a", stage1())
+    file = folder / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=f"{name}: cannot be read .*damaged"):
+        load_checkpoint(folder)
+    file.unlink()
+    with pytest.raises(UserError, match=f"{name}: no such file"):
+        load_checkpoint(folder)
+
+
+def test_unknown_settings_and_formats_are_refused(tmp_path):
+    folder = save_checkpoint(tmp_path / "a", stage1())
+    described = json.loads((folder / "config.json").read_text())
+    described["model"]["wdith"] = 3
+    (folder / "config.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match="unknown key 'wdith'; did you mean 'width'"):
+        load_checkpoint(folder)
+    described["format"] = 99
+    (folder / "config.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match="format 99 is unknown"):
+        load_checkpoint(folder)
+
+
+def test_an_existing_checkpoint_is_replaced_only_on_request(tmp_path):
+    folder = save_checkpoint(tmp_path / "a", stage1(), metadata={"step": 1})
+    with pytest.raises(UserError, match="already there; pass --overwrite"):
+        save_checkpoint(folder, stage1(), metadata={"step": 2})
+    assert load_checkpoint(folder).metadata == {"step": 1}
+    save_checkpoint(folder, stage1(), metadata={"step": 2}, overwrite=True)
+    assert load_checkpoint(folder).metadata == {"step": 2}
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_failed_save_leaves_the_old_checkpoint_whole(tmp_path):
+    folder = save_checkpoint(tmp_path / "a", stage1(), metadata={"step": 1})
+
+    def fail(partial):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(folder, stage1(), overwrite=True, extra=fail)
+    assert load_checkpoint(folder).metadata == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_the_trainer_adds_arrives_with_the_rest(tmp_path):
+    def extra(partial):
+        (partial / "state").mkdir()
+        (partial / "state" / "step").write_text("7")
+
+    folder = save_checkpoint(tmp_path / "a", stage1(), extra=extra)
+    assert (folder / "state" / "step").read_text() == "7"
+    load_checkpoint(folder)
+
+
+def test_the_hash_follows_the_files_and_not_their_folder(tmp_path):
+    folder = save_checkpoint(tmp_path / "a", stage1())
+    digest = checkpoint_hash(folder)
+    assert digest == load_checkpoint(folder).hash and len(digest) == 64
+    shutil.copytree(folder, tmp_path / "b")
+    assert checkpoint_hash(tmp_path / "b") == digest
+    save_checkpoint(tmp_path / "c", stage1(), Statistics(gripper_open_m=0.1))
+    assert checkpoint_hash(tmp_path / "c") != digest
+
+
+def test_a_vit_checkpoint_needs_no_other_directory(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTMAEConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8
+    )
+    transformers.ViTMAEModel(config).save_pretrained(tmp_path / "vit")
+    model = stage1(vision={"encoder": "mae", "path": str(tmp_path / "vit"), "film": False, "frozen": True})
+    folder = save_checkpoint(tmp_path / "a", model)
+    shutil.rmtree(tmp_path / "vit")
+    batch = human_batch()
+    assert torch.allclose(load_checkpoint(folder).model(batch)["loss"], model(batch)["loss"], atol=1e-6)

@@ -1,0 +1,183 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+
+import pytest
+
+from arvrm import cli, config
+from arvrm.interface import TASKS, UserError
+from arvrm.results import load_results
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "arvrm", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Run in this process; return the one line of complaint."""
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("arvrm: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_help_lists_every_verb_and_imports_no_heavy_module():
+    check = "assert not {'torch', 'pybullet'} & {*sys.modules}"
+    probe = f"import sys; from arvrm.cli import main; main(['--help']); {check}"
+    found = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    for verb in cli.VERBS:
+        assert f"  {verb} " in found.stdout
+
+
+@pytest.mark.parametrize("verb", sorted(cli.VERBS))
+def test_every_verb_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main([*verb.split(), "--help"])
+    assert left.value.code == 0
+    assert f"usage: arvrm {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        (("evalute",), "did you mean evaluate"),
+        (("convert", "calvn"), "did you mean convert calvin"),
+        (("evaluate", "--policy", "expert", "--scen", "D"), "did you mean --scene"),
+        (("evaluate", "--policy", "expert", "--tasks", "open_drawr"), "did you mean 'open_drawer'"),
+        (("evaluate", "--policy", "experts"), "did you mean 'expert'"),
+        (("evaluate", "--policy", "expert", "--scene", "E"), "scene 'E' is none of A, B, C, D"),
+        (("generate", "--output", "x", "--tasks", "turn_on_lead"), "did you mean 'turn_on_led'"),
+        (("generate", "--output", "x", "--scenes", "A,Q"), "'Q' is unknown"),
+        (("pretrain", "--output", "x", "trian.steps=3"), "did you mean 'train'"),
+        (("finetune", "--output", "x", "train.stesp=3"), "did you mean 'steps'"),
+        (("finetune", "--output", "x", "train.steps=many"), "expected int"),
+        (("evaluate",), "--checkpoint DIR"),
+        (("report", "no-such.json"), "no-such.json"),
+        (("inspect", "no-such-store"), "no-such-store"),
+        (("evaluate", "--checkpoint", "no-such-run"), "no-such-run"),
+        (("evaluate", "--policy", "expert", "stray"), "section.key=value"),
+    ],
+)
+def test_mistakes_get_one_line_with_a_remedy(arguments, nearest, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert nearest in refused(capsys, *arguments)
+
+
+def test_missing_calvin_root_is_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CALVIN_ROOT", raising=False)
+    assert "CALVIN_ROOT" in refused(capsys, "evaluate", "--policy", "expert", "--assets", "calvin", "--chains", "1")
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_mistakes_exit_with_2_and_nothing_on_stdout(tmp_path):
+    found = run("evaluate", "--policy", "expert", "--scene", "E", cwd=tmp_path)
+    assert found.returncode == 2 and found.stdout == ""
+    assert found.stderr.startswith("arvrm: ") and "Traceback" not in found.stderr
+
+
+def test_evaluation_prints_only_the_path_to_stdout_and_existing_output_is_refused(tmp_path):
+    tasks = "turn_on_led,turn_off_led,open_drawer,close_drawer,move_slider_left"
+    arguments = ["evaluate", "--policy", "expert", "--tasks", tasks, "--chains", "1", "--workers", "1"]
+    arguments += ["--output", tmp_path / "r.json"]
+    found = run(*arguments, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == f"{tmp_path / 'r.json'}\n"
+    assert "average length" in found.stderr
+    assert len(load_results(tmp_path / "r.json")["chains"]) == 1
+    again = run(*arguments, cwd=tmp_path)
+    assert again.returncode == 2 and "--resume" in again.stderr and "--overwrite" in again.stderr
+    resumed = run(*arguments, "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0 and len(load_results(tmp_path / "r.json")["chains"]) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_exits_with_130_and_keeps_what_was_finished(tmp_path, number):
+    command = [sys.executable, "-m", "arvrm", "evaluate", "--policy", "random", "--max-steps", "60", "--workers", "1"]
+    process = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "r.json")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    log = tmp_path / "r.chains.jsonl"
+    deadline = time.time() + 60
+    while time.time() < deadline and (not log.exists() or log.read_bytes().count(b"\n") < 3):
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and out == "" and "interrupted" in err and "Traceback" not in err
+    assert not (tmp_path / "r.json").exists()
+    lines = log.read_text().splitlines()
+    assert len(lines) >= 3 and all(json.loads(line) for line in lines)
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 0.1
+
+
+@dataclass(frozen=True)
+class Outer:
+    """An example.
+
+    Attributes:
+        output: where to. It is written whole.
+        names, sizes: two lists: of words, and of numbers.
+        limit: the most; null: none.
+        deep: goes deep.
+    """
+
+    output: str
+    names: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = (1, 2)
+    limit: int | None = 5
+    deep: bool = True
+    resume: bool = False
+    inner: Inner = field(default_factory=Inner)
+
+
+def parse(*arguments: str) -> Outer:
+    return cli.config_from(Outer, "example", list(arguments), "")
+
+
+def test_flags_follow_the_types_of_the_configuration():
+    found = parse("--output", "x", "--names", "a,b", "--sizes", "3,4", "--limit", "none", "--no-deep", "--resume")
+    assert found == Outer("x", ("a", "b"), (3, 4), None, False, True)
+    assert parse("--output", "7", "--names", "all").names == () and parse("--output", "7").output == "7"
+    with pytest.raises(UserError, match="expected int"):
+        parse("--output", "x", "--limit", "many")
+
+
+def test_flags_win_over_overrides_and_those_over_the_file(tmp_path):
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({"output": "file", "limit": 1, "inner": {"rate": 0.2}}))
+    found = parse("--config", str(file), "limit=2", "inner.rate=0.3", "--output", "flag")
+    assert (found.output, found.limit, found.inner.rate) == ("flag", 2, 0.3)
+    assert parse("--config", str(file)).inner.rate == 0.2
+
+
+def test_help_of_a_field_comes_from_the_docstring():
+    texts = cli.field_help(Outer)
+    assert texts["output"] == "where to. It is written whole"
+    assert texts["names"] == texts["sizes"] == "two lists: of words, and of numbers"
+    assert texts["deep"] == "goes deep" and "resume" not in texts
+
+
+def test_shown_configuration_can_be_read_back(capsys, tmp_path):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["evaluate", "--policy", "expert", "--tasks", f"{TASKS[0]},{TASKS[1]}", "--show-config"])
+    assert left.value.code == 0
+    file = tmp_path / "c.json"
+    file.write_text(capsys.readouterr().out)
+    from arvrm.evaluation import EvaluateConfig
+
+    assert config.load(EvaluateConfig, file) == EvaluateConfig(policy="expert", tasks=TASKS[:2])

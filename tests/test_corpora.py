@@ -1,0 +1,300 @@
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from arvrm.interface import KEYPOINTS, UserError
+from arvrm.sources.corpora import ARKIT_JOINTS, ego4d_text, egodex_hands, plan, seconds_of, text_of_name
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"video")
+
+
+def short(planned):
+    return [(s.id, s.start, s.end, s.text, s.group) for s in planned.segments]
+
+
+# A folder of one's own -----------------------------------------------------------------------------------------------
+
+
+def test_without_annotations_each_file_says_its_own_text(tmp_path):
+    touch(tmp_path, "open_the-drawer_02.mp4", "Küche/Öffne die Tür.MOV", "x/0001.jpg", "notes.txt", "03.webm")
+    planned = plan("folder", tmp_path)
+    texts = {s.id: s.text for s in planned.segments}
+    assert texts == {
+        "Küche/Öffne die Tür.MOV": "Öffne die Tür",
+        "open_the-drawer_02.mp4": "open the drawer",
+        "x": "x",
+    }
+    assert planned.refused == (("03.webm", "its text is blank"),)
+
+
+def test_csv_names_stretches_and_every_bad_row_is_refused_with_its_reason(tmp_path):
+    touch(tmp_path, "a.mp4", "ß.mp4")
+    (tmp_path / "annotations.csv").write_text(
+        "file,start,end,text\n"
+        "a.mp4,0.5,2,push the block\n"
+        "ß.mp4,00:01:02.5,1:04,leg es ab\n"
+        "a.mp4,,,all of it\n"
+        "a.mp4,3,3,nothing\n"
+        "a.mp4,4,3,backwards\n"
+        'a.mp4,1,2,"  "\n'
+        "b.mp4,1,2,lost\n"
+        "a.mp4,soon,2,when\n"
+        "a.mp4,-1,2,early\n"
+        "a.mp4,0.5,2,push the block\n",
+        encoding="utf-8-sig",
+    )
+    planned = plan("folder", tmp_path)
+    assert short(planned) == [
+        ("a.mp4@0.500-2.000", 0.5, 2.0, "push the block", "a.mp4"),
+        ("ß.mp4@62.500-64.000", 62.5, 64.0, "leg es ab", "ß.mp4"),
+        ("a.mp4@0.000-end", 0.0, None, "all of it", "a.mp4"),
+        ("a.mp4@0.500-2.000#2", 0.5, 2.0, "push the block", "a.mp4"),
+    ]
+    reasons = [reason for _, reason in planned.refused]
+    for word, reason in zip(("length", "length", "blank", "'b.mp4'", "'soon'", "before"), reasons, strict=True):
+        assert word in reason
+
+
+def test_json_annotations_are_the_same_as_csv(tmp_path):
+    touch(tmp_path, "a.mp4")
+    entries = [{"file": "a.mp4", "start": 0.5, "end": 2, "text": "push"}, {"file": "a.mp4", "text": None}]
+    (tmp_path / "other.json").write_text(json.dumps(entries))
+    planned = plan("folder", tmp_path, tmp_path / "other.json")
+    assert short(planned) == [("a.mp4@0.500-2.000", 0.5, 2.0, "push", "a.mp4")]
+    assert len(planned.refused) == 1
+
+
+def test_annotations_without_a_needed_column_are_one_line(tmp_path):
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "annotations.csv").write_text("file,from,to,label\na.mp4,0,1,x\n")
+    with pytest.raises(UserError, match="annotations.csv: has no column 'text'"):
+        plan("folder", tmp_path)
+    (tmp_path / "annotations.csv").write_bytes(b"file,text\na.mp4,\xff\xfe\n")
+    with pytest.raises(UserError, match="UTF-8"):
+        plan("folder", tmp_path)
+    with pytest.raises(UserError, match="holds no clip"):
+        (tmp_path / "empty").mkdir()
+        plan("folder", tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("1:02:03.5", 3723.5), ("00:00:00.14", 0.14), ("2.5", 2.5), (3, 3.0), ("", None), (None, None)],
+)
+def test_times_are_seconds_or_clock_times(value, seconds):
+    assert seconds_of(value) == (None if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize("value", ["nan", "1:2:3:4", "inf", True, "1,5"])
+def test_other_times_are_refused(value):
+    with pytest.raises(ValueError, match="neither"):
+        seconds_of(value)
+
+
+def test_names_become_sentences():
+    assert text_of_name("turn_on-the.light (3)") == "turn on the light"
+    assert text_of_name("0007") == ""
+
+
+def test_very_long_names_become_short_ids_that_stay_apart(tmp_path):
+    names = [f"{'ü' * 110}{letter}.mp4" for letter in "ab"]
+    touch(tmp_path, *(f"{'d' * 80}/{name}" for name in names))
+    ids = [s.id for s in plan("folder", tmp_path).segments]
+    assert len(set(ids)) == 2 and all(len(id.encode()) <= 240 for id in ids)
+
+
+# Ego4D ---------------------------------------------------------------------------------------------------------------
+
+
+def ego4d():
+    """narration.json as released: uid -> two annotators' passes, narrations with times and marks, summaries."""
+
+    def entry(text, second):
+        return {
+            "timestamp_sec": second,
+            "timestamp_frame": round(30 * second),
+            "narration_text": text,
+            "annotation_uid": "8b2d6e0e-5a30-4f0a-8f5c-3f1f24f3a3f8",
+        }
+
+    summary = {"start_sec": 0.0, "end_sec": 300.0, "summary_text": "#C C folds clothes", "_annotation_uid": "x"}
+    first = [
+        entry("#C C picks a bag of clothes from the floor", 3.3445),
+        entry("#C C looks around #unsure", 0.5),
+        entry("#O a man X walks", 8.0),
+        entry("#c c  ", 9.0),
+    ]
+    return {
+        "001e3e4e-2743-47fc-8564-d5efd11f9e90": {
+            "narration_pass_1": {"narrations": first, "summaries": [summary]},
+            "narration_pass_2": {"narrations": [entry("#C C drops the bag.", 20.0)], "summaries": []},
+            "status": "complete",
+        },
+        "not-fetched": {"narration_pass_1": {"narrations": [entry("#C C runs", 1.0)], "summaries": []}},
+        "redacted": {"status": "redacted"},
+    }
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_ego4d_narrations_become_clips_of_three_seconds(tmp_path, wrapped):
+    uid = "001e3e4e-2743-47fc-8564-d5efd11f9e90"
+    touch(tmp_path, f"v2/full_scale/{uid}.mp4")
+    content = {"version": "1.0", "videos": ego4d()} if wrapped else ego4d()
+    (tmp_path / "narration.json").write_text(json.dumps(content))
+    planned = plan("ego4d", tmp_path)
+    assert [(s.id, s.text) for s in planned.segments] == [
+        (f"{uid}/narration_pass_1/00000", "picks a bag of clothes from the floor"),
+        (f"{uid}/narration_pass_1/00001", "looks around something"),
+        (f"{uid}/narration_pass_2/00000", "drops the bag"),
+    ]
+    first, second, _ = planned.segments
+    assert (first.start, first.end) == (pytest.approx(1.8445), pytest.approx(4.8445))
+    assert (second.start, second.end) == (0.0, 3.0)  # before the video there is nothing
+    assert {s.group for s in planned.segments} == {uid} and all(s.around for s in planned.segments)
+    assert planned.refused == ((f"{uid}/narration_pass_1/00003", "its text is blank"),)
+    assert planned.absent == 2 and sum(planned.skipped.values()) == 1
+
+
+def test_ego4d_marks_are_stripped_wherever_they_are():
+    assert ego4d_text("#C C turns on the #unsure tap.") == "turns on the something tap"
+    assert ego4d_text("#C cuts carrots") == "cuts carrots"
+
+
+# EPIC-KITCHENS-100 ---------------------------------------------------------------------------------------------------
+
+EPIC_HEADER = (
+    "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,stop_frame,"
+    "narration,verb,verb_class,noun,noun_class,all_nouns,all_noun_classes\n"
+)
+
+
+def test_epic_rows_become_clips(tmp_path):
+    touch(tmp_path, "EPIC-KITCHENS/P01/videos/P01_01.MP4")
+    (tmp_path / "EPIC_100_train.csv").write_text(
+        EPIC_HEADER
+        + "P01_01_0,P01,P01_01,00:00:01.089,00:00:00.14,00:00:03.37,8,202,open door,open,3,door,3,['door'],[3]\n"
+        + "P01_01_1,P01,P01_01,00:01:00.000,00:01:01.00,00:01:01.00,1,1,close door,close,4,door,3,['door'],[3]\n"
+        + "P01_102_0,P01,P01_102,00:00:01.100,00:00:00.54,00:00:02.23,27,111,take knife and plate,take,0,knife,4,"
+        + "\"['knife', 'plate']\",\"[4, 2]\"\n"
+    )
+    planned = plan("epic", tmp_path)
+    assert short(planned) == [("P01_01_0", pytest.approx(0.14), pytest.approx(3.37), "open door", "P01_01")]
+    assert planned.segments[0].meta == {"participant_id": "P01", "verb": "open", "noun": "door"}
+    assert [id for id, _ in planned.refused] == ["P01_01_1"] and planned.absent == 1
+
+
+def test_epic_test_timestamps_have_no_texts(tmp_path):
+    touch(tmp_path, "P01_01.MP4")
+    file = tmp_path / "EPIC_100_test_timestamps.csv"
+    file.write_text(EPIC_HEADER.split(",narration,")[0] + "\n")
+    with pytest.raises(UserError, match="'narration'"):
+        plan("epic", tmp_path, file)
+
+
+# Something-Something V2 ----------------------------------------------------------------------------------------------
+
+
+def test_something_something_labels_become_clips(tmp_path):
+    touch(tmp_path, "20bn-something-something-v2/78687.webm", "20bn-something-something-v2/42326.webm")
+    labels = [
+        {
+            "id": "78687",
+            "label": "holding potato next to vicks vaporub bottle",
+            "template": "Holding [something] next to [something]",
+            "placeholders": ["potato", "vicks vaporub bottle"],
+        },
+        {"id": "42326", "label": " ", "template": "Tearing [something]", "placeholders": [""]},
+        {"id": "1", "label": "lifting a cup", "template": "Lifting [something]", "placeholders": ["a cup"]},
+    ]
+    (tmp_path / "train.json").write_text(json.dumps(labels))
+    planned = plan("ssv2", tmp_path)
+    assert short(planned) == [("78687", 0.0, None, "holding potato next to vicks vaporub bottle", "78687")]
+    assert planned.absent == 1 and len(planned.refused) == 1
+    (tmp_path / "train.json").write_text(json.dumps([{"id": "78687"}]))
+    with pytest.raises(UserError, match="no labels"):
+        plan("ssv2", tmp_path)
+
+
+# EgoDex --------------------------------------------------------------------------------------------------------------
+
+INTRINSIC = np.array([[736.6339, 0.0, 960.0], [0.0, 736.6339, 540.0], [0.0, 0.0, 1.0]], np.float32)
+
+
+def write_egodex(file, frames=5, attributes=(), move=0.0, confidences=True):
+    """An HDF5 in EgoDex's form: a camera that is turned and shifted in ARKit's world, hands 0.5 m before it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    camera = np.eye(4)
+    camera[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]  # columns: the camera's x, y, z axes in the world
+    camera[:3, 3] = (1.0, 2.0, 3.0)
+    with h5py.File(file, "w") as out:
+        out["camera/intrinsic"] = INTRINSIC
+        out["transforms/camera"] = np.repeat(camera[None], frames, axis=0).astype(np.float32)
+        for side, x in (("left", -0.1), ("right", 0.1)):
+            for k, joint in enumerate(ARKIT_JOINTS):
+                pose = np.repeat(np.eye(4)[None], frames, axis=0)
+                in_camera = np.array([x + 0.004 * k, 0.002 * k, 0.5 + 0.001 * k])
+                pose[:, :3, 3] = in_camera @ camera[:3, :3].T + camera[:3, 3]
+                pose[:, :3, 3] += np.arange(frames)[:, None] * move * camera[:3, 0]
+                out[f"transforms/{side}{joint}"] = pose.astype(np.float32)
+                if confidences:
+                    sure = np.full(frames, 0.9 if k != 3 else 0.1, np.float32)
+                    out[f"confidences/{side}{joint}"] = sure
+        for name, value in dict(attributes).items():
+            out.attrs[name] = value
+    return file
+
+
+def test_egodex_joints_are_in_the_order_of_our_keypoints():
+    assert len(ARKIT_JOINTS) == len(KEYPOINTS) == 21
+    assert ARKIT_JOINTS[0] == "Hand" and ARKIT_JOINTS[4] == "ThumbTip"
+    assert ARKIT_JOINTS[5] == "IndexFingerKnuckle" and ARKIT_JOINTS[20] == "LittleFingerTip"
+
+
+def test_egodex_keypoints_are_the_projection_by_the_files_camera(tmp_path):
+    file = write_egodex(tmp_path / "0.hdf5")
+    keypoints, seen = egodex_hands(file, 1920, 1080)
+    assert keypoints.shape == (5, 2, 21, 3)
+    # By hand: right index knuckle, k = 5: x = 0.12, y = 0.01, z = 0.505 m.
+    assert keypoints[2, 1, 5, :2] == pytest.approx([960 + 736.6339 * 0.12 / 0.505, 540 + 736.6339 * 0.01 / 0.505])
+    assert keypoints[2, 1, 5, 2] == pytest.approx(0.005, abs=1e-6)
+    assert not seen[:, :, 3].any() and seen[:, :, 4].all()
+    half, _ = egodex_hands(file, 960, 540)
+    assert np.allclose(half[..., :2] * 2, keypoints[..., :2])
+
+
+def test_egodex_points_behind_the_camera_are_not_seen(tmp_path):
+    file = write_egodex(tmp_path / "0.hdf5", confidences=False)
+    with h5py.File(file, "a") as out:
+        for joint in ("leftHand", "leftThumbTip"):
+            pose = out[f"transforms/{joint}"][()]
+            pose[:, :3, 3] = (0.0, 2.0, 3.0)  # 1 m behind
+            out[f"transforms/{joint}"][...] = pose
+    keypoints, seen = egodex_hands(file, 1920, 1080)
+    assert np.isfinite(keypoints).all()
+    assert not seen[:, 0, [0, 4]].any() and seen[:, 0, 1].all() and seen[:, 1].all()
+
+
+def test_egodex_files_say_their_text_and_direction(tmp_path):
+    reversible = {
+        "llm_type": "reversible",
+        "llm_description": "Insert the plug.",
+        "llm_description2": "Remove the plug.",
+        "task": "insert_remove_plug",
+        "session_name": "s1",
+    }
+    write_egodex(tmp_path / "part1/insert_remove_plug/0.hdf5", attributes=reversible | {"which_llm_description": "2"})
+    write_egodex(tmp_path / "part1/insert_remove_plug/1.hdf5", attributes=reversible | {"which_llm_description": "1"})
+    write_egodex(tmp_path / "part1/insert_remove_plug/2.hdf5", attributes=reversible)
+    (tmp_path / "part1/insert_remove_plug/3.hdf5").write_bytes(b"no hdf5")
+    for number in (0, 1, 3):
+        touch(tmp_path, f"part1/insert_remove_plug/{number}.mp4")
+    planned = plan("egodex", tmp_path)
+    assert [s.text for s in planned.segments] == ["Remove the plug", "Insert the plug"]
+    assert planned.segments[0].group == "s1" and planned.segments[0].meta == {"task": "insert_remove_plug"}
+    assert [reason.split()[-1] for _, reason in planned.refused][0] == "2.hdf5" and len(planned.refused) == 2

@@ -1,0 +1,86 @@
+import json
+
+import pytest
+
+from arvrm import demo as module
+from arvrm.demo import STAGES, DemoConfig, demo, load_settings
+from arvrm.interface import UserError
+from arvrm.results import load_results
+
+
+def test_settings_are_those_of_the_stages_own_configurations():
+    """A misspelt key would show only when its stage begins, minutes into the demonstration."""
+    from arvrm.config import from_dict
+    from arvrm.evaluation import EvaluateConfig
+    from arvrm.sources.playtable import GenerateConfig
+    from arvrm.training.stages import FinetuneConfig, IndexConfig, PretrainConfig
+
+    kinds = {
+        "robot": (GenerateConfig, {"output": "x"}),
+        "human": (GenerateConfig, {"output": "x"}),
+        "pretrain": (PretrainConfig, {"output": "x"}),
+        "index": (IndexConfig, {"output": "x", "stores": [], "checkpoint": "x"}),
+        "finetune": (FinetuneConfig, {"output": "x"}),
+        "evaluate": (EvaluateConfig, {}),
+    }
+    for fast in (False, True):
+        settings = load_settings(DemoConfig(fast=fast))
+        built = {stage: from_dict(kind, settings[stage] | more, stage) for stage, (kind, more) in kinds.items()}
+        assert built["evaluate"].scene not in built["robot"].scenes, "evaluated where it was not trained"
+        assert built["pretrain"].model.width == built["finetune"].model.width
+        assert set(built["evaluate"].tasks or ()) <= set(built["robot"].all_tasks)
+        if not fast:
+            assert built["evaluate"].chains >= 20
+
+
+def test_time_shares_follow_the_minutes_and_sections_are_merged():
+    settings = load_settings(DemoConfig(minutes=10.0, finetune={"train": {"steps": 7}}, time_share={"finetune": 0.5}))
+    assert settings["finetune"]["train"]["max_minutes"] == 5.0 and settings["finetune"]["train"]["steps"] == 7
+    assert settings["finetune"]["window"] == load_settings(DemoConfig())["finetune"]["window"]
+
+
+def test_stopped_demonstration_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def stage(name):
+        def run(output, settings):
+            if name == "index" and ran.count("index") == 0:
+                ran.append(name)
+                raise KeyboardInterrupt
+            ran.append(name)
+
+        return run
+
+    monkeypatch.setattr(module, "RUN", {name: stage(name) for name in STAGES})
+    monkeypatch.setattr(module, "load_results", lambda path: {})
+    monkeypatch.setattr(module, "table", lambda results: "the table")
+    settings = DemoConfig(output=str(tmp_path / "demo"), fast=True)
+    with pytest.raises(KeyboardInterrupt):
+        demo(settings)
+    with pytest.raises(UserError, match="--resume"):
+        demo(settings)
+    with pytest.raises(UserError, match="other settings of 'evaluate'"):
+        demo(DemoConfig(output=settings.output, fast=True, resume=True, evaluate={"chains": 9}))
+    capsys.readouterr()
+    assert demo(DemoConfig(output=settings.output, fast=True, resume=True)).name == "report.html"
+    assert ran == ["robot", "human", "pretrain", "index", "index", "finetune", "evaluate", "report"]
+    said = capsys.readouterr().err
+    assert said.startswith("arvrm demo: ") and "finished before" in said and "the table" in said
+
+
+def test_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for how in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match="left alone"):
+            demo(DemoConfig(output=str(tmp_path), fast=True, **how))
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.slow
+def test_fast_demonstration_runs_from_generation_to_report(tmp_path):
+    page = demo(DemoConfig(output=str(tmp_path / "demo"), fast=True))
+    assert page.read_text().count("<video") >= 1
+    results = load_results(tmp_path / "demo" / "results.json")
+    assert results["config"]["scene"] == "D" and len(results["chains"]) == 4 and results["crashed"] == 0
+    assert list(json.loads((tmp_path / "demo" / "stages.json").read_text())) == list(STAGES)
+    assert set(results["stage_seconds"]) == set(STAGES) - {"report"}

@@ -1,0 +1,275 @@
+import dataclasses
+import functools
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from small_stores import human_episode, human_store, robot_episode, robot_store, write
+
+from arvrm.interface import UserError
+from arvrm.model.encoders import TextConfig, TextEncoder, VisionConfig, image_encoder
+from arvrm.retrieval import (
+    ClipIndex,
+    FrozenEncoders,
+    RetrievalConfig,
+    RetrievedClips,
+    build_index,
+    frame_features,
+    resample,
+    warp,
+)
+from arvrm.windows import EpisodeTable, HumanWindows, TextTable, WindowConfig, decode_frames
+
+VISION = VisionConfig(width=16, channels=(8, 8), depth=1, points=8, static_size=32, film=True)
+
+
+sentence_encoder = functools.cache(TextEncoder)
+
+
+def encoders(seed=0):
+    torch.manual_seed(seed)
+    return FrozenEncoders(sentence_encoder(TextConfig()), VISION, 32, 24, image_encoder(VISION, 32, 24))
+
+
+def planted(tmp_path, clips=12, width=4, text=6, frames=5):
+    """An index whose features are set by hand: random unit vectors."""
+    index = build_index(
+        [human_store(tmp_path / "h", tasks=2, per_task=clips // 2, steps=13)], encoders(), tmp_path / "i"
+    )
+    rng = np.random.default_rng(0)
+
+    def unit(*shape):
+        vectors = rng.normal(size=shape)
+        return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+    assert np.array_equal(np.diff(index.start), np.full(clips, frames))
+    index.text, index.frames = unit(clips, text), unit(clips * frames, width)
+    return index
+
+
+def test_search_returns_planted_clips_and_its_terms_add_up(tmp_path):
+    index = planted(tmp_path)
+    for row in (0, 7):
+        found = index.search(index.text[row], index.clip_features(row, 3), clips=3)
+        assert found.rows[0, 0] == row
+        # The clip itself: cosine 1 with its text and with each of its 3 frames.
+        assert found.language[0, 0] == pytest.approx(1, abs=1e-3) and found.visual[0, 0] == pytest.approx(3, abs=1e-2)
+        assert np.allclose(found.total, found.language + found.visual)
+        assert (np.diff(found.total[0]) <= 0).all()
+
+
+def test_search_equals_the_definition(tmp_path):
+    index = planted(tmp_path)
+    rng = np.random.default_rng(1)
+    text, frames = rng.normal(size=(2, 6)), rng.normal(size=(2, 4, 4))  # not of unit length: the cosine is meant
+    found = index.search(text, frames, clips=len(index))
+    for query in range(2):
+        expected = np.zeros(len(index))
+        for row in range(len(index)):
+            expected[row] = index.text[row] @ text[query] / np.linalg.norm(text[query])
+            clip = index.clip_features(row, 4)
+            expected[row] += sum(clip[t] @ frames[query, t] / np.linalg.norm(frames[query, t]) for t in range(4))
+        assert np.array_equal(found.rows[query], np.argsort(-expected))
+        assert np.allclose(found.total[query], np.sort(expected)[::-1], atol=1e-3)
+
+
+def test_language_alone_can_decide(tmp_path):
+    index = planted(tmp_path)
+    index.frames = np.ones_like(index.frames) / 2
+    found = index.search(index.text[4], index.clip_features(0, 2), clips=1)
+    assert found.rows[0, 0] == 4 and found.visual[0, 0] == pytest.approx(2, abs=1e-2)
+
+
+def test_excluded_groups_are_not_returned(tmp_path):
+    index = planted(tmp_path)
+    found = index.search(index.text[3], index.clip_features(3, 2), 12, exclude_groups=[index.groups[3], "nobody's"])
+    assert 3 not in found.rows and found.rows[0, -1] == -1 and (found.rows[0, :11] >= 0).all()
+    assert found.total[0, -1] == -np.inf
+
+
+def test_clustered_search_finds_planted_clips(tmp_path, monkeypatch):
+    index = planted(tmp_path, clips=40)
+    monkeypatch.setattr("arvrm.retrieval.LARGE", 10)
+    rows = np.arange(0, 40, 7)
+    found = index.search(index.text[rows], np.stack([index.clip_features(row, 3) for row in rows]), clips=2)
+    assert np.array_equal(found.rows[:, 0], rows)
+
+
+def test_index_survives_its_disk_and_brings_its_encoders(tmp_path):
+    store = human_store(tmp_path / "h")
+    made = build_index([store], encoders(), tmp_path / "i")
+    index = ClipIndex.load(tmp_path / "i", encoder_hash=encoders().hash)
+    assert index.ids == list(store.ids) and index.tasks[0] == store.header(store.ids[0]).task
+    assert np.array_equal(index.frames, made.frames)
+    images = store.frames(store.ids[0], "rgb_static", [0, 1])
+    assert np.allclose(index.encoders.images(images), encoders().images(images))
+    assert np.allclose(index.clip_features(0)[:2], encoders().images(images), atol=1e-3)
+    found = index.search(index.encoders.sentences([index.instructions[2]]), index.clip_features(2, 4)[None], 1)
+    assert found.rows[0, 0] == 2
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_index_of_another_encoder_is_refused(tmp_path):
+    build_index([human_store(tmp_path / "h")], encoders(0), tmp_path / "i")
+    with pytest.raises(UserError, match="its features are from encoder"):
+        ClipIndex.load(tmp_path / "i", encoder_hash=encoders(1).hash)
+
+
+def test_missing_or_damaged_index_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="does not exist; make one"):
+        ClipIndex.load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is no clip index"):
+        ClipIndex.load(tmp_path / "empty")
+    build_index([human_store(tmp_path / "h")], encoders(), tmp_path / "i")
+    whole = (tmp_path / "i" / "frames.npy").read_bytes()
+    (tmp_path / "i" / "frames.npy").write_bytes(whole[:-10])
+    with pytest.raises(UserError, match="frames.npy fails its checksum"):
+        ClipIndex.load(tmp_path / "i")
+    values = json.loads((tmp_path / "i" / "index.json").read_text())
+    (tmp_path / "i" / "frames.npy").write_bytes(whole)
+    (tmp_path / "i" / "index.json").write_text(json.dumps(values | {"version": 99}))
+    with pytest.raises(UserError, match="version 99"):
+        ClipIndex.load(tmp_path / "i")
+
+
+def test_existing_index_is_not_overwritten_unasked(tmp_path):
+    store = human_store(tmp_path / "h")
+    build_index([store], encoders(), tmp_path / "i")
+    with pytest.raises(UserError, match="--overwrite"):
+        build_index([store], encoders(), tmp_path / "i")
+    build_index([store], encoders(1), tmp_path / "i", overwrite=True)
+    assert ClipIndex.load(tmp_path / "i").encoder_hash == encoders(1).hash
+    with pytest.raises(UserError, match="is no clip index, so it is not overwritten"):
+        build_index([store], encoders(), tmp_path / "h", overwrite=True)
+
+
+def test_changed_store_is_noticed(tmp_path):
+    build_index([human_store(tmp_path / "h")], encoders(), tmp_path / "i")
+    index = ClipIndex.load(tmp_path / "i")
+    assert len(index.open_stores()[0]) == 6
+    shutil.rmtree(tmp_path / "h")
+    human_store(tmp_path / "h", per_task=4)
+    with pytest.raises(UserError, match="changed since"):
+        index.open_stores()
+
+
+def test_query_of_another_width_is_refused(tmp_path):
+    index = planted(tmp_path)
+    with pytest.raises(UserError, match="do not fit E=6, D=4"):
+        index.search(np.ones(5), np.ones((2, 4)), 1)
+
+
+def test_resampling_spreads_over_the_whole_clip():
+    assert resample(9, 5).tolist() == [0, 2, 4, 6, 8]
+    assert resample(3, 5).tolist() == [0, 0, 1, 2, 2]
+    assert resample(7, 1).tolist() == [3]
+
+
+def test_warping_follows_a_change_of_speed():
+    rng = np.random.default_rng(3)
+    clip = rng.normal(size=(10, 8))
+    clip /= np.linalg.norm(clip, axis=1, keepdims=True)
+    slow = clip[[0, 0, 1, 2, 3, 3, 3, 4, 5, 6, 7, 8, 9, 9]]
+    assert warp(slow @ clip.T).tolist() == [0, 0, 1, 2, 3, 3, 3, 4, 5, 6, 7, 8, 9, 9]
+    assert warp(clip[3:7] @ clip.T, part=True).tolist() == [3, 4, 5, 6]
+    assert warp(clip[[0, 9]] @ clip.T).tolist() == [0, 9]
+    assert (np.diff(warp(rng.normal(size=(6, 9)))) >= 0).all()
+
+
+def test_alignment_by_warping_finds_the_part_and_needs_a_query(tmp_path):
+    index = planted(tmp_path)
+    assert index.align(2, 3).tolist() == [0, 2, 4]
+    assert index.align(2, 2, index.clip_features(2)[[2, 3]], "dtw").tolist() == [2, 3]
+    with pytest.raises(ValueError, match="needs the features"):
+        index.align(2, 2, None, "dtw")
+
+
+def accompany(tmp_path, config, robots=None, humans=None, **options):
+    humans = humans or human_store(tmp_path / "h", tasks=2, per_task=3, steps=25)
+    robots = robots or robot_store(tmp_path / "r", tasks=2, per_task=2, steps=19)
+    index = build_index([humans], encoders(), tmp_path / "i", overwrite=True)
+    window = WindowConfig(history=2, stride=3)
+    table, people = (EpisodeTable([store], kind, 3) for store, kind in ((robots, "robot"), (humans, "human")))
+    text = TextTable(torch.zeros(len(people.sentences), 1, 4), torch.ones(len(people.sentences), 1, dtype=torch.bool))
+    windows = HumanWindows(people, window, 21, text, decode_frames(people, "rgb_static"))
+    features = frame_features(table, index.encoders)
+    return RetrievedClips(index, table, windows, features, config, 2, **options)
+
+
+def test_clips_of_the_robots_task_accompany_its_windows(tmp_path):
+    clips = accompany(tmp_path, RetrievalConfig(clips=2))
+    for episode in range(len(clips.robots)):
+        task = clips.robots.tasks[clips.robots.task[episode]]
+        assert {clips.index.tasks[row] for row in clips.matches.rows[episode]} == {task}
+
+
+def test_clip_stands_where_the_episode_stands(tmp_path):
+    clips = accompany(tmp_path, RetrievalConfig(clips=2, align="progress"))
+    anchors = clips.robots.image_start[:1] + np.array([0, 3, 6])  # steps 0, 9, 18 of 19: start, middle, end
+    batch = clips.batch(anchors)
+    row = clips.of(anchors)[0, 1]
+    own = clips.humans.keypoints[clips.humans.table.step_start[row] :]
+    assert batch["keypoints"].shape == (3, 2, 2, 21, 3)
+    assert torch.equal(batch["keypoints"][:, 1, 1], own[[0, 12, 24]])
+    assert torch.equal(batch["keypoints"][1:, 1, 0], own[[9, 21]])
+    assert batch["frame_mask"][:, 1].tolist() == [[False, True], [True, True], [True, True]]
+    assert torch.equal(batch["next_keypoints"][:2, 1], own[[3, 15]])
+    assert not batch["next_visible"][2].any()
+
+
+def test_uniform_alignment_spreads_the_whole_clip(tmp_path):
+    clips = accompany(tmp_path, RetrievalConfig(clips=1, align="uniform"))
+    batch = clips.batch(np.array([2]))
+    own = clips.humans.keypoints[clips.humans.table.step_start[clips.of(np.array([2]))[0, 0]] :]
+    assert torch.equal(batch["keypoints"][0, 0], own[[0, 24]])
+
+
+@pytest.mark.parametrize("query", ["episode", "window"])
+def test_warped_alignment_keeps_the_order_of_frames(tmp_path, query):
+    clips = accompany(tmp_path, RetrievalConfig(clips=2, align="dtw", query=query))
+    batch = clips.batch(np.arange(7))
+    assert batch["static"].shape == (7, 2, 2, 32, 32, 3)
+    # The synthetic hand moves to the right all the time.
+    u = batch["keypoints"][:, :, :, 5, 0]
+    assert (u[:, :, 1] >= u[:, :, 0]).all()
+    if query == "episode":
+        assert (u[-1, :, 1] > u[0, :, 1]).all()
+
+
+def test_too_few_clips_leave_masked_places(tmp_path):
+    humans = write(tmp_path / "h", [human_episode("only", steps=25)])
+    clips = accompany(tmp_path, RetrievalConfig(clips=3), humans=humans)
+    batch = clips.batch(np.array([4, 5]))
+    assert batch["frame_mask"].any(-1).tolist() == [[True, False, False]] * 2
+
+
+def test_own_group_can_be_left_out(tmp_path):
+    humans = write(tmp_path / "h", [human_episode(f"h{n}", group=f"g{n}", steps=25, seed=n) for n in range(3)])
+    robots = write(tmp_path / "r", [robot_episode(f"r{n}", group=f"g{n}", steps=13, seed=n) for n in range(3)])
+    clips = accompany(tmp_path, RetrievalConfig(clips=2, exclude_same_group=True), robots, humans)
+    for episode in range(3):
+        assert episode not in clips.matches.rows[episode] and (clips.matches.rows[episode] >= 0).all()
+
+
+def test_random_clips_are_a_control(tmp_path):
+    similar = accompany(tmp_path, RetrievalConfig(clips=3))
+    chance = accompany(tmp_path, RetrievalConfig(clips=3, choice="random"), similar.robots.stores[0],
+                       similar.humans.table.stores[0])  # fmt: skip
+    assert not np.array_equal(similar.matches.rows, chance.matches.rows)
+    assert all(len(set(rows)) == 3 for rows in chance.matches.rows.tolist())
+
+
+def test_search_is_cached_by_what_it_depends_on(tmp_path, monkeypatch):
+    options = {"cache": tmp_path / "cache"}
+    first = accompany(tmp_path, RetrievalConfig(clips=2, align="dtw"), **options)
+    stores = (first.robots.stores[0], first.humans.table.stores[0])
+    monkeypatch.setattr(ClipIndex, "search", lambda *_, **__: pytest.fail("searched again"))
+    again = accompany(tmp_path, RetrievalConfig(clips=2, align="dtw"), *stores, **options)
+    assert np.array_equal(again.matches.rows, first.matches.rows) and np.array_equal(again.warped, first.warped)
+    with pytest.raises(pytest.fail.Exception):
+        accompany(tmp_path, RetrievalConfig(clips=1, align="dtw"), *stores, **options)
+    with pytest.raises(pytest.fail.Exception):
+        accompany(tmp_path, dataclasses.replace(again.config, refresh=True), *stores, **options)
