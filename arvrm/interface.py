@@ -71,6 +71,8 @@ TASKS = (
 )
 """CALVIN's 34 tasks, in the order of new_playtable_tasks.yaml."""
 
+LANDMARK_UNIT_M = 0.2
+"""Metres of a landmark's offset from the gripper that count as 1."""
 POSITION_STEP_M = 0.02
 """Metres that a relative action of 1 moves the target TCP (CALVIN)."""
 EULER_STEP_RAD = 0.05
@@ -191,8 +193,15 @@ class RobotBatch(TypedDict, total=False):
         next_mask: (B, T) bool, False where there is no next frame.
         landmark_pixels: (B, T, N, 2) float32, optional: where N known points of the scene are in `static`, u and v in
             [-1, 1]; landmark_mask: (B, T, N) bool.
+        landmark_offsets: (B, T, N, 3) float32, optional: world positions of those points minus the TCP's, in units of
+            LANDMARK_UNIT_M; valid where landmark_mask.
         next_static, next_gripper: (B, T, H, W, 3) uint8, optional: the frames that the image-prediction head foresees;
             next_image_mask: (B, T) bool.
+        segments: optional, in place of static, gripper, next_static, next_gripper and the features: S runs of frames
+            that windows share. B = S n; window i of a run has its frames i to i + T - 1. Keys: static (S, F, H, W, 3)
+            uint8, F at least n + T - 1: the first so many are read, the last so many are those to foresee. Or
+            static_features (S, n + T - 1, 1 + P, D), beside which static, if given, holds frames to foresee only. The
+            same of gripper.
         clips: HumanBatch with axes (B, J) in place of B, time-aligned to the window's T frames, or None. A missing
             clip has `frame_mask` all False.
         replay: HumanBatch of its own size, optional: windows of retrieved clips on which stage 1's loss is replayed;
@@ -214,8 +223,10 @@ class RobotBatch(TypedDict, total=False):
     next_mask: torch.Tensor
     landmark_pixels: torch.Tensor
     landmark_mask: torch.Tensor
+    landmark_offsets: torch.Tensor
     next_static: torch.Tensor
     next_gripper: torch.Tensor
     next_image_mask: torch.Tensor
+    segments: dict[str, torch.Tensor]
     clips: HumanBatch | None
     replay: HumanBatch

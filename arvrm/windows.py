@@ -13,16 +13,17 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from arvrm.episodes import EpisodeHeader, EpisodeStore
-from arvrm.interface import CONTROL_HZ, HumanBatch, RobotBatch, UserError
+from arvrm.interface import CONTROL_HZ, LANDMARK_UNIT_M, HumanBatch, RobotBatch, UserError
 from arvrm.model.encoders import encode_components, encode_state, normalise_keypoints
 
 HAND_KEYPOINTS = 21
@@ -37,6 +38,10 @@ class WindowConfig:
         stride: control steps (1/30 s) between two frames of a window. Episodes at another rate are strided by time.
         chunk: C, actions predicted from each frame (robot windows).
         image_ahead: strides from a frame to the one that image prediction foresees.
+        past_success: what a policy learns to do once the task is done, in episodes that say when it was
+            (`meta["success_step"]`). "recorded": what was recorded. "hold": to go on as in the last step before; windows
+            that end later are left out. Rollouts stop at success, so that a recorded retreat only teaches to let go too
+            early of what is nearly done.
         image_size, gripper_size: pixels to which stored images of the static and the gripper camera are reduced when
             they are decoded; None: as stored.
     """
@@ -45,6 +50,7 @@ class WindowConfig:
     stride: int = 3
     chunk: int = 10
     image_ahead: int = 1
+    past_success: Literal["recorded", "hold"] = "recorded"
     image_size: int | None = None
     gripper_size: int | None = None
 
@@ -265,6 +271,44 @@ class AnchorSampler:
         return rng.permutation(self.anchors[np.minimum(rows, len(self.anchors) - 1)])
 
 
+@dataclass(frozen=True)
+class Segments:
+    """Runs of `windows` windows each, one stride apart, whose frames are read and encoded once for all of them.
+
+    Attributes:
+        windows: n.
+        last: (G,) int64, the anchor of each run's last window, ascending.
+        live: (G, 2) int64, the first of a run's windows that counts and the one behind the last: every anchor counts
+            in exactly one run. The others fill up runs of a length that the windows do not divide.
+    """
+
+    windows: int
+    last: np.ndarray
+    live: np.ndarray
+
+
+def cut_segments(table: EpisodeTable, anchors: np.ndarray, windows: int) -> Segments:
+    """Cut `anchors` into as few runs of at most `windows` as there can be, those of an episode of about one length."""
+    episode, step = table.episode_of_image[anchors], table.step_of_image[anchors]
+    stride = table.frame_stride[episode]
+    phase = (step - table.step_start[episode]) % stride
+    order = np.lexsort((step, phase, episode))
+    anchors, episode, step, stride, phase = (v[order] for v in (anchors, episode, step, stride, phase))
+    together = (np.diff(episode) == 0) & (np.diff(phase) == 0) & (np.diff(step) == stride[1:])
+    start = np.flatnonzero(np.concatenate([[True], ~together]))
+    length = np.diff(np.concatenate([start, [len(anchors)]]))
+    pieces = -(-length // windows)
+    run = np.repeat(np.arange(len(start)), pieces)
+    number = np.arange(len(run)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    low, high = (length[run] * (number + k) // pieces[run] for k in (0, 1))
+    # The first run of a row reaches forward instead of back, as far as there is something.
+    stop = np.maximum(high, np.minimum(windows, length[run]))
+    live = np.stack([low, high], axis=1) - (stop - windows)[:, None]
+    last = anchors[start[run] + stop - 1]
+    order = np.argsort(last)
+    return Segments(windows, last[order], live[order])
+
+
 def in_batches(anchors: np.ndarray, batch: int) -> Iterator[np.ndarray]:
     """Cut `anchors` into consecutive batches; the last one may be smaller."""
     for start in range(0, len(anchors), batch):
@@ -334,6 +378,7 @@ def decode_frames(
     compute: Callable[[np.ndarray], np.ndarray] | None = None,
     key: str = "",
     progress: Callable[[int], Any] | None = None,
+    wait: bool = False,
 ) -> FrameBank:
     """Decode every frame of `camera` once.
 
@@ -343,6 +388,7 @@ def decode_frames(
         compute: applied to (n, H, W, 3) uint8 frames before they are kept, such as a frozen encoder; `key` must name it
             (its hash), since it becomes part of the cache's file name.
         progress: called with the number of frames done after each episode.
+        wait: leave the work to another process, and take its file once it is there.
     """
     parts = []
     for number, store in enumerate(table.stores):
@@ -358,6 +404,8 @@ def decode_frames(
                 *filter(None, [key]),
             ]
             file = Path(cache) / f"{'-'.join(parts_of_name)}.npy"
+            while wait and total and not file.exists():
+                time.sleep(1.0)
             if file.exists():
                 part = np.load(file, mmap_mode="r")
                 if len(part) == total:
@@ -552,6 +600,7 @@ class RobotWindows:
     Args:
         static, gripper: images or frozen features by image row; `features` says which.
         next_images: give the frames `image_ahead` strides later too, for the image-prediction head.
+        ahead: banks of images from which those are taken where `static` and `gripper` hold features.
     """
 
     def __init__(
@@ -563,8 +612,13 @@ class RobotWindows:
         gripper: FrameBank | StoreFrames | None,
         features: bool = False,
         next_images: bool = False,
+        ahead: tuple[FrameBank | StoreFrames, FrameBank | StoreFrames] | None = None,
     ) -> None:
-        self.next_images = next_images and not features
+        if next_images and features and ahead is None:
+            raise ValueError("frames to foresee are images, and the banks hold features; give `ahead`")
+        self.next_images = next_images
+        banks = zip(("static", "gripper"), ahead or (static, gripper), strict=True)
+        self.ahead = {name: bank for name, bank in banks if bank is not None}
         self.table, self.config, self.text = table, config, text
         self.static, self.gripper, self.features = static, gripper, features
         robot_obs = table.array("robot_obs")
@@ -572,6 +626,15 @@ class RobotWindows:
         self.state = torch.from_numpy(encode_state(robot_obs, target))
         self.components = torch.from_numpy(encode_components(robot_obs))
         self.actions = torch.from_numpy(table.array("actions"))
+        # (E,) global rows from which on actions are not the task's, and whether the last one before them goes on.
+        self.done = table.step_start[1:].copy()
+        self.held = np.zeros(len(table), dtype=bool)
+        if config.past_success == "hold":
+            for episode in range(len(table)):
+                success = table.header(episode).meta.get("success_step")
+                if success:
+                    self.done[episode] = min(self.done[episode], table.step_start[episode] + success)
+                    self.held[episode] = True
         self.landmarks = self.landmark_mask = None
         pixels = table.array("landmark_pixels", optional=True)
         if pixels is not None:
@@ -580,17 +643,66 @@ class RobotWindows:
             known = np.isfinite(pixels).all(axis=-1)
             self.landmarks = torch.from_numpy(np.where(known[..., None], pixels, 0.0).astype(np.float32))
             self.landmark_mask = torch.from_numpy(known)
+        self.offsets = None
+        places = table.array("landmarks", optional=True)
+        if places is not None and pixels is not None:
+            offsets = (places - robot_obs[:, None, :3])[table.step_of_image] / LANDMARK_UNIT_M
+            self.offsets = torch.from_numpy(offsets.astype(np.float32))
 
     def _static_size(self, episode: int) -> tuple[int, int]:
         height, width = self.table.header(episode).cameras["rgb_static"]
         return width, height
 
     def anchors(self, episodes: np.ndarray) -> np.ndarray:
-        """Return the frames of `episodes`: each can end a window."""
-        return np.flatnonzero(np.isin(self.table.episode_of_image, episodes))
+        """Return the frames of `episodes` that can end a window: all, or those before success; see `past_success`."""
+        rows = np.flatnonzero(np.isin(self.table.episode_of_image, episodes))
+        return rows[self.table.step_of_image[rows] < self.done[self.table.episode_of_image[rows]]]
 
-    def batch(self, anchors: np.ndarray) -> RobotBatch:
-        """Return the windows that end at `anchors`."""
+    def segment_anchors(self, segments: Segments, which: np.ndarray) -> np.ndarray:
+        """Return the (S n,) anchors of the windows of some segments, clipped to their episodes."""
+        last = segments.last[which]
+        episode = self.table.episode_of_image[last]
+        back = np.arange(segments.windows - 1, -1, -1) * self.table.frame_stride[episode][:, None]
+        steps = self.table.step_of_image[last][:, None] - back
+        return self.table.image_of_step[np.maximum(steps, self.table.step_start[episode][:, None])].reshape(-1)
+
+    def segment_batch(self, segments: Segments, which: np.ndarray) -> RobotBatch:
+        """Return the windows of some segments, with the frames that they share given once (`RobotBatch.segments`).
+
+        Args:
+            which: (S,) rows of `segments`. Windows of theirs that do not count are masked.
+        """
+        table, config, count = self.table, self.config, segments.windows
+        out = self.batch(self.segment_anchors(segments, which), images=False)
+        last = segments.last[which]
+        episode = table.episode_of_image[last]
+        stride = table.frame_stride[episode][:, None]
+        first, end = table.step_start[episode][:, None], table.step_start[episode + 1][:, None]
+        newest = table.step_of_image[last][:, None]
+        window = np.arange(count)
+        counts = (window >= segments.live[which, :1]) & (window < segments.live[which, 1:])
+        live = torch.from_numpy(counts.reshape(-1))
+        for name in ("frame_mask", "action_mask", "next_mask", "next_image_mask", "landmark_mask"):
+            if name in out:
+                out[name] = out[name] & live.view(-1, *[1] * (out[name].dim() - 1))
+        read = count + config.history - 1
+        ahead = config.image_ahead if self.next_images else 0
+        steps = newest + np.arange(1 - read, ahead + 1) * stride
+        rows = table.image_of_step[np.clip(steps, first, end - 1)]
+        out["segments"] = {}
+        for name, bank in (("static", self.static), ("gripper", self.gripper)):
+            if bank is None:
+                continue
+            if self.features:
+                out["segments"][f"{name}_features"] = torch.from_numpy(bank.take(rows[:, :read]))
+                if self.next_images:
+                    out["segments"][name] = torch.from_numpy(self.ahead[name].take(rows[:, -read:]))
+            else:
+                out["segments"][name] = torch.from_numpy(bank.take(rows))
+        return out
+
+    def batch(self, anchors: np.ndarray, images: bool = True) -> RobotBatch:
+        """Return the windows that end at `anchors`; with `images` their frames, or features of them."""
         table, config = self.table, self.config
         rows, mask = table.window_frames(anchors, config.history)
         episode = table.episode_of_image[anchors]
@@ -606,23 +718,26 @@ class RobotWindows:
             "state": self.state[at],
             "components": self.components[at],
             "frame_mask": torch.from_numpy(mask),
-            "actions": self.actions[torch.from_numpy(np.minimum(chunk, end[:, :, None] - 1))],
-            "action_mask": torch.from_numpy((chunk < end[:, :, None]) & mask[:, :, None]),
+            "actions": self.actions[torch.from_numpy(np.minimum(chunk, self.done[episode][:, None, None] - 1))],
+            "action_mask": torch.from_numpy(
+                ((chunk < end[:, :, None]) | self.held[episode][:, None, None]) & mask[:, :, None]
+            ),
             "next_components": self.components[torch.from_numpy(np.minimum(following, end - 1))],
             "next_mask": torch.from_numpy((following < end) & mask),
             "clips": None,
         }
         for name, bank in (("static", self.static), ("gripper", self.gripper)):
-            if bank is not None:
+            if bank is not None and images:
                 out[f"{name}_features" if self.features else name] = torch.from_numpy(bank.take(rows))
         if self.next_images:
             seen = steps + config.image_ahead * table.frame_stride[episode][:, None]
             later = table.image_of_step[np.minimum(seen, end - 1)]
-            out["next_static"] = torch.from_numpy(self.static.take(later))
-            if self.gripper is not None:
-                out["next_gripper"] = torch.from_numpy(self.gripper.take(later))
+            if images:
+                out |= {f"next_{name}": torch.from_numpy(bank.take(later)) for name, bank in self.ahead.items()}
             out["next_image_mask"] = torch.from_numpy((table.step_of_image[later] == seen) & mask)
         if self.landmarks is not None:
             out["landmark_pixels"] = self.landmarks[torch.from_numpy(rows)]
             out["landmark_mask"] = self.landmark_mask[torch.from_numpy(rows)]
+        if self.offsets is not None:
+            out["landmark_offsets"] = self.offsets[torch.from_numpy(rows)]
         return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,6 +37,23 @@ class ImageTokens(nn.Module):
         latents = self.patch(resampler(features[:, 1:]))
         cls = self.cls(features[:, :1])
         return torch.cat([latents, cls], dim=1).unflatten(0, (batch, frames))
+
+
+class Seen(NamedTuple):
+    """What one camera shows.
+
+    Attributes:
+        features: (B, T, 1 + P, D), the encoder's.
+        heatmaps: (B, T, h, w, points), or None: only the conv encoder has them.
+        offset: (B, 2) random shift in u, v.
+        pixels: (B, F, size, size, 3) uint8, the images as the encoder got them, shifted and recoloured alike; frames
+            that were not encoded included. None where features came in their place.
+    """
+
+    features: Tensor
+    heatmaps: Tensor | None
+    offset: Tensor
+    pixels: Tensor | None
 
 
 class KeypointVLM(nn.Module):
@@ -78,19 +97,28 @@ class KeypointVLM(nn.Module):
         return self.text(text, text_mask)
 
     def look(
-        self, batch: dict, camera: str, encoder: ConvEncoder | VitEncoder, size: int, shift: float, z_l: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        self,
+        batch: dict,
+        camera: str,
+        encoder: ConvEncoder | VitEncoder,
+        size: int,
+        shift: float,
+        z_l: Tensor,
+        encoded: int | None = None,
+    ) -> Seen:
         """Encode `batch[camera]`, or take `batch[camera + "_features"]`.
 
-        Returns:
-            features (B, T, 1 + P, D); heatmaps (B, T, h, w, points) or None; (B, 2) random shift in u, v.
+        Args:
+            size, shift: of `fit_images`.
+            z_l: (B, d), for encoders that words modulate.
+            encoded: frames to encode, the first ones; None: all.
         """
         cached = batch.get(f"{camera}_features")
         if cached is not None:
             if not self.config.vision.frozen:
                 raise UserError(f"{camera}_features: cached features need vision.frozen; give images, or freeze it")
             expect(f"{camera}_features", cached, "B", "T", 1 + encoder.patches, encoder.width)
-            return cached.to(z_l.dtype), None, torch.zeros(len(cached), 2, device=cached.device)
+            return Seen(cached.to(z_l.dtype), None, torch.zeros(len(cached), 2, device=cached.device), None)
         images = batch.get(camera)
         expect(camera, images, len(z_l), "T", "H", "W", 3)
         if images.dtype != torch.uint8:
@@ -99,19 +127,22 @@ class KeypointVLM(nn.Module):
         images, offset = fit_images(images, size, shift if self.training else 0.0)
         if self.training:
             images = jitter_colours(images, shape[0], self.config.vision.colour_jitter)
-        words = z_l.repeat_interleave(shape[1], 0) if self.config.vision.film else None
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.vision.frozen):
-            features, heatmaps = encoder(images, words)
+        pixels = images.unflatten(0, shape)
+        count = shape[1] if encoded is None else encoded
+        words = z_l.repeat_interleave(count, 0) if self.config.vision.film else None
+        # Words reach a frozen ViT through layers that are trained, so gradients must pass it.
+        trained = self.config.vision.film or not self.config.vision.frozen
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            features, heatmaps = encoder(pixels[:, :count].flatten(0, 1), words)
+        shape = (shape[0], count)
         heatmaps = None if heatmaps is None else heatmaps.unflatten(0, shape)
-        return features.unflatten(0, shape), heatmaps, offset
+        return Seen(features.unflatten(0, shape), heatmaps, offset, pixels)
 
     def look_static(self, batch: dict, z_l: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """`look` through the static camera, with tokens (B, T, M + 1, d) in place of features."""
         vision = self.config.vision
-        features, heatmaps, offset = self.look(
-            batch, "static", self.static_encoder, vision.static_size, vision.shift_static, z_l
-        )
-        return self.static_tokens(features, self.resampler), heatmaps, offset
+        seen = self.look(batch, "static", self.static_encoder, vision.static_size, vision.shift_static, z_l)
+        return self.static_tokens(seen.features, self.resampler), seen.heatmaps, seen.offset
 
     def sequence(
         self,

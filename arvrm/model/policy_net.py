@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from arvrm.interface import COMPONENTS, RobotBatch, UserError
 from arvrm.model.analogy import AnalogyMap
 from arvrm.model.config import ModelConfig
-from arvrm.model.encoders import STATE_SIZE, ComponentEncoder, Statistics, image_encoder
+from arvrm.model.encoders import STATE_SIZE, ComponentEncoder, Statistics, fit_images, image_encoder
 from arvrm.model.keypoint_vlm import ImageTokens, KeypointVLM
 from arvrm.model.transformer import FullBlock, activation, expect, expect_frames, mlp
 
@@ -127,10 +127,12 @@ class ImageHead(nn.Module):
     def forward(self, out: Tensor) -> Tensor:
         """Return patches (N, P, 3 patch^2) for query outputs (N, M + 1, d)."""
         given = self.embed(out)
-        x = torch.cat([given, (self.mask + self.position).to(given.dtype).expand(len(out), -1, -1)], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.pixels(self.norm(x[:, out.shape[1] :])).float()
+        x, masked = given, (self.mask + self.position).to(given.dtype)
+        for i, block in enumerate(self.blocks):
+            # Mask tokens enter alike for all images, and only they are read in the end.
+            last = i == len(self.blocks) - 1
+            x = block(x, common=masked if i == 0 else None, skip=out.shape[1] if last else 0)
+        return self.pixels(self.norm(x)).float()
 
     def target(self, images: Tensor) -> Tensor:
         """Return (N, P, 3 patch^2) for images (N, size, size, 3): pixels with each patch's mean and scale taken out.
@@ -193,6 +195,9 @@ class PolicyNet(nn.Module):
         nn.init.zeros_(self.state_head[-1].bias)
         self.action_queries = nn.Parameter(0.02 * torch.randn(queries(config), width))
         self.head = FlowHead(config) if config.head == "flow" else RegressionHead(config)
+        if config.loss.geometry > 0:
+            self.geometry = mlp(width, width, 3 * config.vision.landmarks)
+            self.geometry_token = mlp(3 * config.vision.landmarks, width, width)
         self.analogy = AnalogyMap(config) if config.analogy.enabled else None
         if config.analogy.at_rollout == "on":
             self.analogy_token = mlp(parts * config.joint_width, width, width)
@@ -225,14 +230,44 @@ class PolicyNet(nn.Module):
         z_l = self.vlm.language(batch["text"], batch["text_mask"])
         return {key: value for key, value in self._encode(batch, z_l).items() if key.endswith("tokens")}
 
-    def _encode(self, batch: RobotBatch, z_l: Tensor) -> dict[str, Tensor | None]:
-        vision = self.config.vision
-        static, heatmaps, offset = self.vlm.look_static(batch, z_l)
-        features, _, _ = self.vlm.look(
-            batch, "gripper", self.hand_encoder, vision.gripper_size, vision.shift_gripper, z_l
-        )
-        gripper = self.gripper_tokens(features, self.vlm.resampler)
-        return {"static_tokens": static, "gripper_tokens": gripper, "heatmaps": heatmaps, "offset": offset}
+    def _encode(self, batch: RobotBatch, z_l: Tensor, images: bool = False) -> dict[str, Tensor | None]:
+        """Encode each frame once, with one augmentation a window or, where there are segments, a segment.
+
+        Returns:
+            static_tokens, gripper_tokens: (B, T, M + 1, d); heatmaps (B, T, h, w, points) or None, offset (B, 2): the
+            static camera's. With `images` static_later, gripper_later: (S, F, size, size, 3) uint8, the frames to
+            foresee, augmented as those that were encoded; `windows_of` them are the windows'.
+        """
+        segments, count, each = batch.get("segments"), None, 1
+        source: dict = dict(batch) if segments is None else dict(segments)
+        if segments is not None:
+            each, count = _check_segments(batch)
+            z_l = z_l[::each]
+        elif images:
+            count = batch["frame_mask"].shape[1]
+            for camera in ("static", "gripper"):
+                ahead = source[f"next_{camera}"]
+                # Features come without pixels of the same frames.
+                given = [] if f"{camera}_features" in source else [source[camera]]
+                source[camera] = torch.cat([*given, ahead], dim=1)
+        vision, result = self.config.vision, {}
+        frames = count if count is None else count - each + 1
+        for camera, encoder, embed, size, shift in (
+            ("static", self.vlm.static_encoder, self.vlm.static_tokens, vision.static_size, vision.shift_static),
+            ("gripper", self.hand_encoder, self.gripper_tokens, vision.gripper_size, vision.shift_gripper),
+        ):
+            seen = self.vlm.look(source, camera, encoder, size, shift, z_l, count)
+            result[f"{camera}_tokens"] = windows_of(embed(seen.features, self.vlm.resampler), frames)
+            if images:
+                pixels = seen.pixels
+                if pixels is None:
+                    pixels = fit_images(source[camera], size)[0].unflatten(0, source[camera].shape[:2])
+                result[f"{camera}_later"] = pixels[:, -count:]
+            if camera == "static":
+                heatmaps = seen.heatmaps
+                result["heatmaps"] = None if heatmaps is None else windows_of(heatmaps, frames)
+                result["offset"] = seen.offset.repeat_interleave(each, 0)
+        return result
 
     def _queries(
         self, batch: RobotBatch, only_actions: bool, images: bool
@@ -326,7 +361,8 @@ class PolicyNet(nn.Module):
 
         Returns:
             loss: the weighted sum. Before weighting: loss_arm, loss_gripper, and where computed loss_state,
-            loss_analogy (summed over clips, averaged over windows), loss_replay, loss_localisation, loss_image.
+            loss_analogy (summed over clips, averaged over windows), loss_replay, loss_localisation, loss_geometry,
+            loss_image.
             actions: (B, T or 1, C, 7), predicted (arm unclamped, gripper +-1); absent with the flow head in training,
             where the integration would be for show.
             next_components: (B, T, S), predicted, with loss_state.
@@ -334,12 +370,16 @@ class PolicyNet(nn.Module):
         config, weights = self.config, self.config.loss
         expect_frames(batch, "static", "gripper")
         z_l = self.vlm.language(batch["text"], batch["text_mask"])
-        seen = self._encode(batch, z_l)
-        images = batch.get("next_static") is not None
+        images = config.fwd_pred and weights.image > 0 and batch.get("next_image_mask") is not None
+        seen = self._encode(batch, z_l, images)
         outputs, f_s = self._forward_tokens(batch, z_l, seen["static_tokens"], seen["gripper_tokens"], False, images)
         frame_mask = batch["frame_mask"]
-        result = self._action_losses(batch, outputs["action"])
+        plan, geometry = self._locate(outputs["action"])
+        result = self._action_losses(batch, plan)
         loss = weights.arm * result["loss_arm"] + weights.gripper * result["loss_gripper"]
+        if geometry is not None and batch.get("landmark_offsets") is not None:
+            result["loss_geometry"] = self._geometry_loss(batch, geometry)
+            loss = loss + weights.geometry * result["loss_geometry"]
         if "state" in outputs:
             expect("next_components", batch["next_components"], *frame_mask.shape, len(COMPONENTS))
             expect("next_mask", batch.get("next_mask"), *frame_mask.shape)
@@ -362,7 +402,7 @@ class PolicyNet(nn.Module):
             result["loss_localisation"] = self._localisation_loss(batch, seen["heatmaps"], seen["offset"])
             loss = loss + weights.localisation * result["loss_localisation"]
         if "image" in outputs:
-            result["loss_image"] = self._image_loss(batch, outputs["image"])
+            result["loss_image"] = self._image_loss(batch, outputs["image"], seen)
             loss = loss + weights.image * result["loss_image"]
         return {"loss": loss, **result}
 
@@ -390,6 +430,21 @@ class PolicyNet(nn.Module):
             result["actions"] = _actions(arm, logits)
         return result
 
+    def _locate(self, out: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the action head reads, (B, F, queries, d), and landmark offsets (B, F, N, 3) or None without them."""
+        if self.config.loss.geometry <= 0:
+            return out, None
+        flat = self.geometry(out[:, :, 0])
+        return out + self.geometry_token(flat)[:, :, None], flat.float().unflatten(-1, (-1, 3))
+
+    def _geometry_loss(self, batch: RobotBatch, geometry: Tensor) -> Tensor:
+        frames, shown = batch["frame_mask"].shape[1], geometry.shape[1]
+        expect("landmark_offsets", batch["landmark_offsets"], len(geometry), frames, *geometry.shape[2:])
+        expect("landmark_mask", batch.get("landmark_mask"), len(geometry), frames, geometry.shape[2])
+        mask = (batch["landmark_mask"] & batch["frame_mask"][..., None])[:, frames - shown :]
+        known = torch.where(mask[..., None], batch["landmark_offsets"][:, frames - shown :], 0.0)
+        return _mean((geometry - known).square().mean(-1), mask)
+
     def _analogy_loss(self, batch: RobotBatch, f_s: Tensor, z_l: Tensor) -> Tensor:
         last = f_s.shape[1] - 1
         mask = batch["frame_mask"][:, last]
@@ -415,20 +470,18 @@ class PolicyNet(nn.Module):
         mask = batch["landmark_mask"] & batch["frame_mask"][..., None] & inside
         return _mean(splat_cross_entropy(heatmaps[..., : shape[2]].movedim(-1, 2), where), mask)
 
-    def _image_loss(self, batch: RobotBatch, out: Tensor) -> Tensor:
-        mask = (batch["next_image_mask"] & batch["frame_mask"]).flatten()
+    def _image_loss(self, batch: RobotBatch, out: Tensor, seen: dict[str, Tensor | None]) -> Tensor:
+        mask = batch["next_image_mask"] & batch["frame_mask"]
         total = out.new_zeros((), dtype=torch.float32)
-        for i, camera in enumerate(("next_static", "next_gripper")):
+        for i, camera in enumerate(("static_later", "gripper_later")):
             head = self.image_heads[min(i, len(self.image_heads) - 1)]
-            images = batch[camera]
+            images = seen[camera].flatten(0, 1)
             if head.official:
-                with torch.no_grad():
-                    images = self.vlm.static_encoder.pixels(images.flatten(0, 1)).permute(0, 2, 3, 1)
-                images = images.unflatten(0, tuple(out.shape[:2]))
-            expect(camera, images, *out.shape[:2], head.size, head.size, 3)
-            tokens = out.unflatten(2, (2, -1))[:, :, i].flatten(0, 1)
-            error = (head(tokens) - head.target(images.flatten(0, 1))).square().mean((-1, -2))
-            total = total + _mean(error, mask)
+                images = self.vlm.static_encoder.pixels(images).permute(0, 2, 3, 1)
+            # A frame is foreseen by every window that contains the one before it: its target is made once.
+            target = windows_of(head.target(images).unflatten(0, tuple(seen[camera].shape[:2])), out.shape[1])
+            predicted = head(out.unflatten(2, (2, -1))[:, :, i].flatten(0, 1)).unflatten(0, tuple(out.shape[:2]))
+            total = total + _mean((predicted - target).square().mean((-1, -2)), mask)
         return total
 
     @torch.no_grad()
@@ -445,7 +498,7 @@ class PolicyNet(nn.Module):
         outputs, _ = self._forward_tokens(
             some, z_l, tokens["static_tokens"], tokens["gripper_tokens"], False, images and self.config.fwd_pred
         )
-        arm, logits = self.head(outputs["action"])
+        arm, logits = self.head(self._locate(outputs["action"])[0])
         result = {"arm": arm, "gripper": logits}
         if "image" in outputs:
             for i, name in enumerate(("static", "gripper_image")):
@@ -469,8 +522,37 @@ class PolicyNet(nn.Module):
         z_l = self.vlm.language(batch["text"], batch["text_mask"])
         tokens = batch if "static_tokens" in batch else self._encode(batch, z_l)
         outputs, _ = self._forward_tokens(batch, z_l, tokens["static_tokens"], tokens["gripper_tokens"], True)
-        arm, logits = self.head(outputs["action"])
+        arm, logits = self.head(self._locate(outputs["action"])[0])
         return _actions(arm.clamp(-1.0, 1.0), logits)[:, -1]
+
+
+def windows_of(values: Tensor, frames: int | None) -> Tensor:
+    """Return all runs of `frames` consecutive frames: (S * (F - frames + 1), frames, ...) of `values` (S, F, ...).
+
+    They are views where memory allows it: frames that runs share are not copied. None: `values` are windows already.
+    """
+    if frames is None or values.shape[1] == frames:
+        return values
+    return values.unfold(1, frames, 1).movedim(-1, 2).flatten(0, 1)
+
+
+def _check_segments(batch: RobotBatch) -> tuple[int, int]:
+    """Return windows a segment and frames to encode of each.
+
+    Raises:
+        UserError: the segments' shapes do not fit the windows.
+    """
+    segments, frame_mask = batch["segments"], batch["frame_mask"]
+    some = segments.get("static_features", segments.get("static"))
+    windows, frames = frame_mask.shape
+    each, rest = divmod(windows, len(some))
+    count = each + frames - 1
+    if rest or some.shape[1] < count:
+        raise UserError(
+            f"segments: {len(some)} of {some.shape[1]} frames cannot hold {windows} windows of {frames}; give "
+            f"{count} frames for each"
+        )
+    return each, count
 
 
 def splat_cross_entropy(logits: Tensor, where: Tensor) -> Tensor:

@@ -189,9 +189,22 @@ class FullBlock(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = mlp(width, 4 * width, width, act=act)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return (B, N, d) for x (B, N, d); rows of `mask` must allow one token at least."""
-        q, k, v = self.qkv(self.norm_attention(x)).chunk(3, dim=-1)
+    def forward(self, x: Tensor, mask: Tensor | None = None, common: Tensor | None = None, skip: int = 0) -> Tensor:
+        """Return (B, N - skip, d) for x (B, N, d); rows of `mask` must allow one token at least.
+
+        Args:
+            common: (C, d), tokens that follow x's in every row, the same in all: N counts them.
+            skip: the first tokens are seen by the others, and not returned.
+        """
+        inner = self.qkv(self.norm_attention(x))
+        if common is not None:
+            # Projected once instead of B times.
+            x = torch.cat([x, common.expand(len(x), -1, -1)], dim=1)
+            shared = self.qkv(self.norm_attention(common))
+            inner = torch.cat([inner, shared.expand(len(x), -1, -1)], dim=1)
+        q, k, v = inner.chunk(3, dim=-1)
+        if skip:
+            x, q = x[:, skip:], q[:, skip:]
         x = x + self.out(attend(q, k, v, self.heads, None if mask is None else mask[:, None, None, :]))
         return x + self.mlp(self.norm_mlp(x))
 

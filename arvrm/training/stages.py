@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,10 +54,12 @@ from arvrm.windows import (
     FrameBank,
     HumanWindows,
     RobotWindows,
+    Segments,
     StoreFrames,
     TextTable,
     WindowConfig,
     anchor_weights,
+    cut_segments,
     decode_frames,
     few_shot,
     in_batches,
@@ -87,7 +89,12 @@ class DataConfig:
         seed: of the split and of `episodes_per_task`.
         in_memory: decode all frames once, before the first update; false: read them from the stores as they are needed.
         frozen_features: a frozen image encoder reads every frame once, before training, without augmentation; false: it
-            reads each batch's images, which image prediction (model.fwd_pred) needs.
+            reads each batch's images, randomly shifted.
+        feature_precision: how those features are kept. fp16 takes 0.3 MB a frame of a ViT-B/16 and changes losses in
+            the fourth digit; fp32 changes nothing.
+        segment_windows: robot windows that are drawn together, one stride apart, so that each of their frames is read,
+            augmented and encoded once instead of once a window; 0: windows are drawn one by one. A batch is rounded up
+            to whole segments.
         cache: folder for decoded frames and frozen features, shared by runs; null: this run's memory only.
     """
 
@@ -102,11 +109,15 @@ class DataConfig:
     seed: int = 0
     in_memory: bool = True
     frozen_features: bool = True
+    feature_precision: Literal["fp16", "fp32"] = "fp16"
+    segment_windows: int = 0
     cache: str | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.share <= 1.0:
             raise ValueError(f"share is {self.share}; give a number above 0, at most 1")
+        if self.segment_windows < 0:
+            raise ValueError(f"segment_windows is {self.segment_windows}; give a number of windows, or 0")
 
 
 @dataclass(frozen=True)
@@ -200,7 +211,9 @@ def pretrain(config: PretrainConfig, progress: bool = True) -> TrainResult:
     train, held_out = _split(table, config.data)
     torch.manual_seed(config.train.seed)
     model = KeypointVLM(config.model)
-    frames, features = _frames(table, "rgb_static", config.data, config.model, model.static_encoder, progress)
+    frames, features = _frames(
+        table, "rgb_static", config.data, config.model, model.static_encoder, config.train, progress
+    )
     text = text_table(table, TextEncoder(config.model.text))
     windows = HumanWindows(table, config.window, config.model.keypoints, text, frames, features)
     sampler = _sampler(table, windows.anchors(train), config.data, config.train.seed)
@@ -570,14 +583,27 @@ class RobotData:
         table = EpisodeTable(_open(data.stores), "robot", window.stride)
         self.train_episodes, held_out = _split(table, data)
         encoder = TextEncoder(config.model.text)
-        static, features = _frames(table, "rgb_static", data, config.model, model.vlm.static_encoder, progress)
-        gripper, _ = _frames(table, "rgb_gripper", data, config.model, model.hand_encoder, progress)
+        train = config.train
+        static, features = _frames(table, "rgb_static", data, config.model, model.vlm.static_encoder, train, progress)
+        gripper, _ = _frames(table, "rgb_gripper", data, config.model, model.hand_encoder, train, progress)
+        foresee = config.model.fwd_pred and config.model.loss.image > 0
+        pixels = None
+        if foresee and features:
+            pixels = tuple(_images(table, name, data, config.model, progress) for name in ("rgb_static", "rgb_gripper"))
         self.windows = RobotWindows(
-            table, window, text_table(table, encoder), static, gripper, features, next_images=config.model.fwd_pred
+            table, window, text_table(table, encoder), static, gripper, features, foresee, pixels
         )
         self.train = self.windows.anchors(self.train_episodes)
         self.held_out = _spread(self.windows.anchors(held_out), data.validation_windows)
-        self.sampler = _sampler(table, self.train, data, config.train.seed)
+        size = train.batch // train.accumulate
+        self.segments: Segments | None = None
+        if data.segment_windows:
+            self.segments = cut_segments(table, self.train, data.segment_windows)
+            self.sampler = _sampler(table, self.train, data, train.seed, self.segments.last)
+            size = -(-size // data.segment_windows)
+        else:
+            self.sampler = _sampler(table, self.train, data, train.seed)
+        self.draws = size
         self.clips = self._retrieve(encoder, model, progress) if config.index else None
 
     def _retrieve(self, encoder: TextEncoder, model: PolicyNet, progress: bool) -> RetrievedClips:
@@ -587,7 +613,7 @@ class RobotData:
         images = features = None
         if config.model.loss.replay > 0:
             images, features = _frames(
-                humans, "rgb_static", config.data, config.model, model.vlm.static_encoder, progress
+                humans, "rgb_static", config.data, config.model, model.vlm.static_encoder, config.train, progress
             )
         windows = HumanWindows(
             humans, config.window, config.model.keypoints, text_table(humans, encoder), images, bool(features)
@@ -600,7 +626,9 @@ class RobotData:
 
     def batch(self, anchors: np.ndarray, rng: np.random.Generator) -> RobotBatch:
         """Return windows with their clips; `rng` chooses which clips are replayed."""
-        batch = self.windows.batch(anchors)
+        return self._with_clips(self.windows.batch(anchors), anchors, rng)
+
+    def _with_clips(self, batch: RobotBatch, anchors: np.ndarray, rng: np.random.Generator) -> RobotBatch:
         if self.clips is None:
             return batch
         count, replays = self.config.replay_windows, self.config.model.loss.replay > 0
@@ -614,14 +642,17 @@ class RobotData:
 
     def batch_of(self, index: int) -> RobotBatch:
         """Return the training batch of this index, a function of (seed, index)."""
-        train = self.config.train
-        anchors = self.sampler.draw(index, train.batch // train.accumulate)
-        return self.batch(anchors, np.random.default_rng([train.seed, index, 1]))
+        anchors = self.sampler.draw(index, self.draws)
+        rng = np.random.default_rng([self.config.train.seed, index, 1])
+        if self.segments is None:
+            return self.batch(anchors, rng)
+        which = np.searchsorted(self.segments.last, anchors)
+        batch = self.windows.segment_batch(self.segments, which)
+        return self._with_clips(batch, self.windows.segment_anchors(self.segments, which), rng)
 
     def describe(self, index: int) -> str:
         """Name the episodes of a batch."""
-        train = self.config.train
-        return _names(self.windows.table, self.sampler.draw(index, train.batch // train.accumulate))
+        return _names(self.windows.table, self.sampler.draw(index, self.draws))
 
 
 def finetune(config: FinetuneConfig, progress: bool = True) -> TrainResult:
@@ -715,10 +746,17 @@ def _split(table: EpisodeTable, data: DataConfig) -> tuple[np.ndarray, np.ndarra
     return train, held_out
 
 
-def _sampler(table: EpisodeTable, anchors: np.ndarray, data: DataConfig, seed: int) -> AnchorSampler:
+def _sampler(
+    table: EpisodeTable, anchors: np.ndarray, data: DataConfig, seed: int, some: np.ndarray | None = None
+) -> AnchorSampler:
+    """Return the sampler of `anchors`, or of `some` of them with the weights they have among all."""
     if len(anchors) == 0:
         raise UserError(f"{', '.join(data.stores)}: no training window is left; give more episodes or fewer held out")
-    return AnchorSampler(table, anchors, anchor_weights(table, anchors, data.weights, data.balance_tasks), seed)
+    weights = anchor_weights(table, anchors, data.weights, data.balance_tasks)
+    if some is not None:
+        # A segment brings each of its windows once, so that its weight is one window's, not their sum.
+        anchors, weights = some, weights[np.searchsorted(anchors, some)]
+    return AnchorSampler(table, anchors, weights, seed)
 
 
 def _spread(anchors: np.ndarray, count: int) -> np.ndarray:
@@ -728,30 +766,59 @@ def _spread(anchors: np.ndarray, count: int) -> np.ndarray:
 
 
 def _frames(
-    table: EpisodeTable, camera: str, data: DataConfig, model: ModelConfig, encoder: nn.Module, progress: bool
+    table: EpisodeTable,
+    camera: str,
+    data: DataConfig,
+    model: ModelConfig,
+    encoder: nn.Module,
+    train: TrainConfig,
+    progress: bool,
 ) -> tuple[FrameBank | StoreFrames, bool]:
-    """Return the frames of a camera, or, of a frozen encoder, its features; and which of the two."""
+    """Return the frames of a camera, or, of a frozen encoder, its features; and which of the two.
+
+    Features are computed where and in the precision in which training would compute them.
+    """
+    vision = model.vision
+    if not (vision.frozen and not vision.film and data.frozen_features):
+        return _images(table, camera, data, model, progress), False
+    size = vision.static_size if camera == "rgb_static" else vision.gripper_size
+    digest = FrozenEncoders(TextEncoder(model.text), vision, size, model.width, encoder).hash
+    lower = train.precision == "bf16"
+    kept = torch.float16 if data.feature_precision == "fp16" else torch.float32
+    key = "-".join(["all", digest, data.feature_precision, *(["bf16"] if lower else [])])
+    kind = "cuda" if train.device != "cpu" and torch.cuda.is_available() else "cpu"
+    before = next((parameter.device for parameter in encoder.parameters()), torch.device("cpu"))
+    training = encoder.training
+    encoder.to(kind).eval()
+
+    @torch.no_grad()
+    def compute(frames: np.ndarray) -> np.ndarray:
+        out = []
+        for start in range(0, len(frames), 256 if kind == "cuda" else 64):
+            images = torch.from_numpy(frames[start : start + (256 if kind == "cuda" else 64)]).to(kind)
+            with torch.autocast(kind, torch.bfloat16, enabled=lower):
+                out.append(encoder(fit_images(images[None], size)[0], None)[0].to(kept).cpu().numpy())
+        return np.concatenate(out)
+
+    try:
+        with _bar(f"features {camera}", len(table.step_of_image), progress) as bar:
+            wait = _is_helper() and data.cache is not None
+            return decode_frames(table, camera, None, data.cache, compute, key, bar.update, wait), True
+    finally:
+        encoder.to(before).train(training)
+
+
+def _images(
+    table: EpisodeTable, camera: str, data: DataConfig, model: ModelConfig, progress: bool
+) -> FrameBank | StoreFrames:
+    """Return the frames of a camera."""
     vision = model.vision
     # Reduced once when decoded, as the model would do at every step. A ViT enlarges: that is left to it.
     size = (vision.static_size if camera == "rgb_static" else vision.gripper_size) if vision.encoder == "conv" else None
-    if vision.frozen and not vision.film and data.frozen_features:
-        digest = FrozenEncoders(TextEncoder(model.text), vision, size or 0, model.width, encoder).hash
-
-        @torch.no_grad()
-        def compute(frames: np.ndarray) -> np.ndarray:
-            out = []
-            for start in range(0, len(frames), 64):
-                images = torch.from_numpy(frames[start : start + 64])
-                images = fit_images(images[None], size)[0] if size else images
-                out.append(encoder(images, None)[0].to(torch.float16).numpy())
-            return np.concatenate(out)
-
-        with _bar(f"features {camera}", len(table.step_of_image), progress) as bar:
-            return decode_frames(table, camera, None, data.cache, compute, f"all-{digest}", bar.update), True
     if not data.in_memory:
-        return StoreFrames(table, camera, size), False
+        return StoreFrames(table, camera, size)
     with _bar(f"frames {camera}", len(table.step_of_image), progress) as bar:
-        return decode_frames(table, camera, size, data.cache, progress=bar.update), False
+        return decode_frames(table, camera, size, data.cache, progress=bar.update)
 
 
 def _start_from(model: PolicyNet, checkpoint: str) -> None:
