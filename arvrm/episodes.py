@@ -118,12 +118,22 @@ class EpisodeHeader:
 
 
 @dataclass(frozen=True)
+class EncodedImages:
+    """F images of `height` x `width` pixels, each as `encode_image` made it."""
+
+    height: int
+    width: int
+    jpegs: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
 class Episode:
     """One instruction, demonstrated once; attributes as in EpisodeHeader.
 
     Attributes:
         arrays: name -> (N, ...) array; names, dtypes and shapes as in ARRAYS[embodiment].
-        images: camera -> (F, H, W, 3) uint8 RGB; cameras as in CAMERAS[embodiment].
+        images: camera -> (F, H, W, 3) uint8 RGB; cameras as in CAMERAS[embodiment]. Who makes an episode piece by
+            piece may encode its images on the way: EncodedImages.
         image_steps: (F,) int32, the step at which each image was taken, ascending.
     """
 
@@ -136,7 +146,7 @@ class Episode:
     group: str
     fps: float
     arrays: dict[str, np.ndarray]
-    images: dict[str, np.ndarray]
+    images: dict[str, np.ndarray | EncodedImages]
     image_steps: np.ndarray
     meta: dict[str, Any] = field(default_factory=dict)
 
@@ -238,10 +248,21 @@ def _validate_images(place: str, episode: Episode, steps: int) -> None:
     if (np.diff(at) <= 0).any() or at[0] < 0 or at[-1] >= steps:
         raise UserError(f"{place}: image_steps {at.tolist()} must ascend within 0..{steps - 1}")
     for camera, images in episode.images.items():
+        if isinstance(images, EncodedImages):
+            if len(images.jpegs) != len(at):
+                raise UserError(f"{place}: {camera} has {len(images.jpegs)} JPEGs, image_steps {len(at)}; give all")
+            continue
         good = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4
         if not good or images.shape[0] != len(at) or images.shape[3] != 3 or 0 in images.shape:
             shown = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else repr(type(images))
             raise UserError(f"{place}: {camera} is {shown}; it must be uint8 ({len(at)}, H, W, 3)")
+
+
+def encode_image(image: np.ndarray, jpeg_quality: int = JPEG_QUALITY) -> bytes:
+    """Return an (H, W, 3) uint8 RGB image as the JPEG that a store holds."""
+    return simplejpeg.encode_jpeg(
+        np.ascontiguousarray(image), quality=jpeg_quality, colorspace="RGB", colorsubsampling=JPEG_SUBSAMPLING
+    )
 
 
 def encode_episode(episode: Episode, jpeg_quality: int = JPEG_QUALITY) -> EncodedEpisode:
@@ -257,7 +278,12 @@ def encode_episode(episode: Episode, jpeg_quality: int = JPEG_QUALITY) -> Encode
             array = np.ascontiguousarray(episode.arrays[name])
             specs.append([name, array.dtype.name, list(array.shape)])
             arrays.append((_array_key(episode.id, name), _seal(array.tobytes())))
-    cameras = [[camera, *episode.images[camera].shape[1:3]] for camera in CAMERAS[episode.embodiment]]
+    encoded = {
+        camera: images
+        if isinstance(images := episode.images[camera], EncodedImages)
+        else EncodedImages(*images.shape[1:3], tuple(encode_image(image, jpeg_quality) for image in images))
+        for camera in CAMERAS[episode.embodiment]
+    }
     header = {
         "id": episode.id,
         "embodiment": episode.embodiment,
@@ -269,7 +295,7 @@ def encode_episode(episode: Episode, jpeg_quality: int = JPEG_QUALITY) -> Encode
         "fps": float(episode.fps),
         "steps": episode.steps,
         "image_steps": episode.image_steps.astype("<i4").tobytes(),
-        "cameras": cameras,
+        "cameras": [[camera, images.height, images.width] for camera, images in encoded.items()],
         "arrays": specs,
         "meta": episode.meta,
     }
@@ -278,13 +304,11 @@ def encode_episode(episode: Episode, jpeg_quality: int = JPEG_QUALITY) -> Encode
         packed = msgpack.packb(header)
     except (TypeError, ValueError) as error:
         raise UserError(f"episode {episode.id!r}: meta is not JSON-able ({error}); use plain Python values") from error
-    images = []
-    for camera, *_ in cameras:
-        for row, image in enumerate(episode.images[camera]):
-            jpeg = simplejpeg.encode_jpeg(
-                np.ascontiguousarray(image), quality=jpeg_quality, colorspace="RGB", colorsubsampling=JPEG_SUBSAMPLING
-            )
-            images.append((_image_key(episode.id, camera, row), _seal(jpeg)))
+    images = [
+        (_image_key(episode.id, camera, row), _seal(jpeg))
+        for camera, found in encoded.items()
+        for row, jpeg in enumerate(found.jpegs)
+    ]
     return EncodedEpisode(
         episode.id, _seal(packed), tuple(arrays), tuple(images), episode.steps, len(episode.image_steps)
     )
@@ -344,27 +368,32 @@ class EpisodeWriter:
         return data.exists()
 
     def _begin(self, wanted: dict[str, Any], exists: bool) -> None:
-        with self._holder.begin() as txn:
-            stored = txn.get(b"manifest", db=self._holder.tables[b"meta"])
-            stored = None if stored is None else bytes(stored)
-            counts = json.loads(bytes(txn.get(b"counts", b"{}", db=self._holder.tables[b"meta"])))
-        self._counts = Counter(counts)
+        stored, counts = None, b"{}"
+        if self._holder.tables:
+            with self._holder.begin() as txn:
+                stored = txn.get(b"manifest", db=self._holder.tables[b"meta"])
+                stored = None if stored is None else bytes(stored)
+                counts = bytes(txn.get(b"counts", b"{}", db=self._holder.tables[b"meta"]))
+        self._counts = Counter(json.loads(counts))
+        self._manifest: dict[str, Any] = wanted
+        self._stored: dict[str, Any] | None = None  # the manifest in the store; a new one's comes with the first append
         if stored is None:
             if exists and self._holder.entries(b"headers"):
                 raise UserError(f"{self.path}: has episodes but no manifest; it is damaged, use --overwrite")
-            self._commit([(b"meta", b"manifest", _manifest_bytes(wanted))])
             return
-        old = _parse_manifest(self.path, stored)
+        self._manifest = self._stored = old = _parse_manifest(self.path, stored)
         for key in sorted({*wanted, *old} - {"complete"}):
             if wanted.get(key) != old.get(key):
                 raise UserError(
                     f"{self.path}: was made with {_difference(key, old.get(key), wanted.get(key))}; "
                     "give the same settings to --resume, or --overwrite"
                 )
-        self._set_complete(False)
+        self._commit([], complete=False)
 
     def has(self, id: str) -> bool:
         """Whether the store holds this episode."""
+        if not self._holder.tables:
+            return False
         with self._holder.begin() as txn:
             return txn.get(id.encode(), db=self._holder.tables[b"headers"]) is not None
 
@@ -379,26 +408,37 @@ class EpisodeWriter:
         """
         self.append_encoded(encode_episode(episode, self.jpeg_quality))
 
-    def append_encoded(self, *encoded: EncodedEpisode) -> None:
-        """Add episodes that `encode_episode` made, in one transaction; errors as in `append`."""
+    def append_encoded(self, *encoded: EncodedEpisode, complete: bool = False) -> None:
+        """Add episodes that `encode_episode` made, in one transaction; errors as in `append`.
+
+        Args:
+            complete: these are the last, so that `close` need not say so in a transaction, and a wait, of its own.
+        """
         records, counts = [], Counter(self._counts)
         for item in encoded:
             records.append((b"headers", item.id.encode(), item.header))
             records += [(b"arrays", array_key, array) for array_key, array in item.arrays]
             records += [(b"images", image_key, image) for image_key, image in item.images]
             counts.update(episodes=1, steps=item.steps, frames=item.frames)
-        self._commit(records + [(b"meta", b"counts", _counts_bytes(counts))])
+        self._commit([*records, (b"meta", b"counts", _counts_bytes(counts))], complete)
         self._counts = counts
 
-    def _commit(self, records: Sequence[tuple[bytes, bytes, bytes]]) -> None:
-        env, tables = self._holder.env, self._holder.tables
+    def _commit(self, records: list[tuple[bytes, bytes, bytes]], complete: bool) -> None:
+        """Store records, and what has changed of the manifest, in one transaction: each waits for the disk."""
+        env, manifest = self._holder.env, {**self._manifest, "complete": complete}
+        if manifest != self._stored:
+            records = [(b"meta", b"manifest", _manifest_bytes(manifest)), *records]
+        if not records:
+            return
         while True:
             try:
                 with env.begin(write=True) as txn:
+                    tables = self._holder.tables or {name: env.open_db(name, txn=txn) for name in _TABLES}
                     for table, key, value in records:
                         if not txn.put(key, value, db=tables[table], overwrite=table == b"meta"):
                             taken = key.split(b"\0")[0].decode()
                             raise UserError(f"{self.path}: episode {taken!r} is there already; give it another id")
+                self._holder.tables, self._stored = tables, manifest
                 return
             except lmdb.MapFullError:
                 size = env.info()["map_size"]
@@ -409,18 +449,11 @@ class EpisodeWriter:
                     f"the {self._counts['episodes']} episodes before are safe"
                 ) from error
 
-    def _set_complete(self, complete: bool) -> None:
-        with self._holder.begin() as txn:
-            manifest = _parse_manifest(self.path, bytes(txn.get(b"manifest", db=self._holder.tables[b"meta"])))
-        if manifest["complete"] != complete:
-            self._commit([(b"meta", b"manifest", _manifest_bytes({**manifest, "complete": complete}))])
-
     def close(self, complete: bool = True) -> None:
         """Close the store. `complete` says that nothing is missing; an exception in a `with` block says the reverse."""
         if not self._holder.closed:
             try:
-                if complete:
-                    self._set_complete(True)
+                self._commit([], complete)
             finally:
                 self._holder.close()
 
@@ -453,12 +486,15 @@ class EpisodeStore:
         if holder is None or holder.closed or holder.pid != os.getpid():
             if holder is not None:  # the file may be another than the one read before
                 self._forget()
-            self._holder = holder = _Holder.reading(self.path)
+            holder = _Holder.reading(self.path)
+            if not holder.tables:
+                raise UserError(f"{self.path}: holds nothing yet; read it when its writer is done")
             with holder.begin() as txn:
                 stored = txn.get(b"manifest", db=holder.tables[b"meta"])
             if stored is None:
                 raise UserError(f"{self.path}: has no manifest; its writer was stopped at once, write it again")
             _parse_manifest(self.path, bytes(stored))
+            self._holder = holder
         return holder
 
     def __getstate__(self) -> dict[str, Any]:
@@ -853,10 +889,9 @@ class _Holder:
             size = (path / "data.mdb").stat().st_size
             if self.env.info()["last_txnid"] > 0 and size < needed:
                 raise UserError(f"{path}: is truncated ({size} of {needed} bytes); copy it again or use --overwrite")
-            if write:  # in one transaction: each costs a sync of the disk
-                with self.env.begin(write=True) as txn:
-                    self.tables = {name: self.env.open_db(name, txn=txn) for name in _TABLES}
-            else:
+            # A new store's tables are made by the first append, in its transaction: each waits for the disk.
+            self.tables = {}
+            if not write or self.env.stat()["entries"]:
                 self.tables = {name: self.env.open_db(name, create=False) for name in _TABLES}
         except lmdb.Error as error:
             self.env.close()
@@ -896,6 +931,8 @@ class _Holder:
             yield txn
 
     def entries(self, table: bytes) -> int:
+        if not self.tables:
+            return 0
         with self.begin() as txn:
             return txn.stat(self.tables[table])["entries"]
 

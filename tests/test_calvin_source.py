@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import zipfile
 from pathlib import Path
@@ -144,8 +145,8 @@ def test_a_killed_conversion_resumes_and_holds_the_same(data, tmp_path, monkeypa
     # One segment per transaction and a pause in each, so that the kill hits the middle.
     script = (
         "import sys, time; from arvrm.sources import calvin, pipeline\n"
-        "pipeline.COMMIT = 1; read = calvin._read_segment\n"
-        "calvin._read_segment = lambda *a: (time.sleep(0.4), read(*a))[1]\n"
+        "pipeline.COMMIT = 1; read = calvin._read_rows\n"
+        "calvin._read_rows = lambda *a: (time.sleep(0.4), read(*a))[1]\n"
         "calvin.convert_calvin(calvin.ConvertCalvinConfig(sys.argv[1], sys.argv[2], workers=1))"
     )
     output = tmp_path / "out"
@@ -161,12 +162,40 @@ def test_a_killed_conversion_resumes_and_holds_the_same(data, tmp_path, monkeypa
     child.send_signal(signal.SIGKILL)
     child.wait()
     before = EpisodeStore(output / "training").ids
-    assert 1 <= len(before) < 3
+    assert 1 <= len(before) < 3 and not EpisodeStore(output / "training").manifest["complete"]
     with pytest.raises(UserError, match="--resume"):
         convert(data, output)
     convert(data, output, resume=True, verify=True)
     store = EpisodeStore(output / "training")
     assert set(before) < set(store.ids) and len(store) == 3 and store.manifest["complete"]
+
+
+def test_a_split_is_complete_when_a_kill_hits_the_next(data, tmp_path):
+    script = textwrap.dedent("""
+        import os, sys, time
+        from arvrm.sources import calvin
+        read = calvin._read_rows
+
+        def die_in_validation(folder, *rest):
+            if folder.name == "validation":
+                while not os.path.exists(sys.argv[2] + "/report.json"):  # training is done then
+                    time.sleep(0.01)
+                os._exit(9)
+            return read(folder, *rest)
+
+        calvin._read_rows = die_in_validation
+        calvin.convert_calvin(calvin.ConvertCalvinConfig(sys.argv[1], sys.argv[2], workers=2))
+    """)
+    output = tmp_path / "out"
+    done = subprocess.run([sys.executable, "-c", script, str(data), str(output)], capture_output=True, timeout=60)
+    assert done.returncode == 9, done.stderr
+    training = EpisodeStore(output / "training")
+    training.verify()
+    assert len(training) == 3 and training.manifest["complete"]
+    with pytest.raises(UserError):
+        EpisodeStore(output / "validation")
+    convert(data, output, resume=True, verify=True)
+    assert len(EpisodeStore(output / "validation")) == 1
 
 
 def test_resuming_with_other_settings_is_refused(data, tmp_path):
@@ -249,6 +278,51 @@ def test_a_bad_file_is_listed_and_costs_its_segments_only(copy, tmp_path, damage
     assert EpisodeStore(tmp_path / "out" / "training").ids == ("D/training/0000382-0000387",)
     written = json.loads((tmp_path / "out" / "report.json").read_text())["training"]
     assert list(written["damaged"]) == ["366"]
+
+
+@pytest.fixture(scope="module")
+def long_segment(tmp_path_factory):
+    """One annotation of 20 steps, 10 to 29: more than one thread reads at a time."""
+    folder = tmp_path_factory.mktemp("long") / "task"
+    write_split(folder / "training", [(10, 29)], [(10, 29, "open the drawer", "open_drawer")], {})
+    return folder
+
+
+@pytest.mark.parametrize("stride", [1, 3, 9])
+def test_a_long_segment_keeps_its_order_however_many_read_it(long_segment, tmp_path, stride):
+    convert(long_segment, tmp_path / "out", image_stride=stride, workers=3)
+    episode = EpisodeStore(tmp_path / "out" / "training").episode("/training/0000010-0000029")
+    assert episode.image_steps.tolist() == list(range(0, 20, stride))
+    for row in range(20):
+        with np.load(long_segment / "training" / f"episode_{10 + row:07d}.npz") as file:
+            np.testing.assert_array_equal(episode.arrays["robot_obs"][row], file["robot_obs"])
+            if row % stride == 0:
+                assert psnr(episode.images["rgb_static"][row // stride], file["rgb_static"]) > 35
+                assert psnr(episode.images["rgb_gripper"][row // stride], file["rgb_gripper"]) > 35
+
+
+def test_all_bad_files_of_a_long_segment_are_listed_in_order(long_segment, tmp_path):
+    source = Path(shutil.copytree(long_segment, tmp_path / "task"))
+    for number in (28, 11, 19):
+        (source / "training" / f"episode_{number:07d}.npz").unlink()
+    _not_finite(source / "training" / "episode_0000015.npz")
+    report = convert(source, tmp_path / "out", workers=3)["training"]
+    assert list(report.damaged) == [11, 15, 19, 28] and "NaN" in report.damaged[15]
+    listed = "damaged or missing steps 0000011, 0000015, 0000019, 0000028"
+    assert report.left_out == {"/training/0000010-0000029": listed}
+
+
+@pytest.mark.parametrize("first", [18, 21], ids=["between threads", "within one"])
+def test_images_that_change_size_within_a_segment_are_damage(long_segment, tmp_path, first):
+    source = Path(shutil.copytree(long_segment, tmp_path / "task"))
+    for number in range(first, 30):
+        path = source / "training" / f"episode_{number:07d}.npz"
+        with np.load(path) as file:
+            values = dict(file)
+        np.savez(path, **{**values, "rgb_gripper": values["rgb_gripper"][:60]})
+    report = convert(source, tmp_path / "out")["training"]
+    assert report.episodes == 0 and first in report.damaged and first - 1 not in report.damaged
+    assert "rgb_gripper is 60 x 84" in report.damaged[first]
 
 
 def test_the_verb_lists_damage_and_exits_with_1_until_it_is_mended(copy, data, tmp_path, capsys):

@@ -17,10 +17,12 @@ from PIL import Image
 
 from arvrm.episodes import (
     ARRAYS,
+    EncodedImages,
     Episode,
     EpisodeStore,
     EpisodeWriter,
     encode_episode,
+    encode_image,
     inspect_store,
     merge_stores,
 )
@@ -188,6 +190,62 @@ def test_exception_leaves_whole_episodes_marked_incomplete(tmp_path):
     store = EpisodeStore(tmp_path / "s")
     assert store.manifest["complete"] is False
     store.verify()
+
+
+def test_exception_after_the_last_episode_leaves_the_store_incomplete(tmp_path):
+    with pytest.raises(RuntimeError), EpisodeWriter(tmp_path / "s", {}) as writer:
+        writer.append_encoded(encode_episode(robot_episode()), complete=True)
+        raise RuntimeError("stopped")
+    assert EpisodeStore(tmp_path / "s").manifest["complete"] is False
+
+
+def test_store_that_got_another_episode_is_incomplete_until_closed(tmp_path):
+    with EpisodeWriter(tmp_path / "s", {}) as writer:
+        writer.append_encoded(encode_episode(robot_episode("one")), complete=True)
+        assert EpisodeStore(tmp_path / "s").manifest["complete"] is True
+        writer.append(robot_episode("two"))
+        assert EpisodeStore(tmp_path / "s").manifest["complete"] is False
+    assert EpisodeStore(tmp_path / "s").manifest["complete"] is True
+
+
+def test_small_store_is_one_transaction(tmp_path):
+    with EpisodeWriter(tmp_path / "s", {}) as writer:
+        writer.append_encoded(encode_episode(robot_episode()), encode_episode(human_episode()), complete=True)
+    with lmdb.open(str(tmp_path / "s"), readonly=True, lock=False) as env:
+        assert env.info()["last_txnid"] == 1
+    EpisodeStore(tmp_path / "s").verify()
+
+
+def test_store_without_episodes_is_complete_when_closed(tmp_path):
+    store = write(tmp_path / "s", manifest={"seed": 3})
+    assert (len(store), store.manifest["complete"], store.manifest["seed"]) == (0, True, 3)
+
+
+def test_writer_killed_before_its_first_episode_can_be_resumed(tmp_path):
+    code = "import os, sys; from arvrm.episodes import EpisodeWriter; EpisodeWriter(sys.argv[1], {}); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")]).returncode == 9
+    with pytest.raises(UserError, match="write it again"):
+        EpisodeStore(tmp_path / "s")
+    with pytest.raises(UserError, match="--resume"):
+        EpisodeWriter(tmp_path / "s", {})
+    with EpisodeWriter(tmp_path / "s", {}, resume=True) as writer:
+        assert len(writer) == 0 and not writer.has("one")
+        with pytest.raises(UserError, match="nothing yet"):
+            EpisodeStore(tmp_path / "s")
+        writer.append(robot_episode("one"))
+    assert EpisodeStore(tmp_path / "s").ids == ("one",)
+
+
+def test_images_encoded_beforehand_make_the_same_records():
+    episode = robot_episode()
+    jpegs = {
+        camera: EncodedImages(*images.shape[1:3], tuple(encode_image(image) for image in images))
+        for camera, images in episode.images.items()
+    }
+    assert encode_episode(replace(episode, images=jpegs)) == encode_episode(episode)
+    jpegs["rgb_gripper"] = replace(jpegs["rgb_gripper"], jpegs=jpegs["rgb_gripper"].jpegs[:-1])
+    with pytest.raises(UserError, match="rgb_gripper has 6 JPEGs, image_steps 7"):
+        encode_episode(replace(episode, images=jpegs))
 
 
 def test_store_grows_beyond_its_first_map(tmp_path, monkeypatch):

@@ -5,9 +5,14 @@ docs/calvin.md describes both layouts.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,16 +20,28 @@ from typing import Any
 import numpy as np
 import yaml
 
-from arvrm.episodes import EncodedEpisode, Episode, EpisodeStore, EpisodeWriter
+from arvrm.episodes import (
+    EncodedEpisode,
+    EncodedImages,
+    Episode,
+    EpisodeStore,
+    EpisodeWriter,
+    encode_episode,
+    encode_image,
+)
 from arvrm.interface import CONTROL_HZ, UserError
 from arvrm.sources.npz import DamagedFile, read_npz
-from arvrm.sources.pipeline import LeftOut, encode_in_order, store_in_order, write_json
+from arvrm.sources.pipeline import LeftOut, in_order, store_in_order, write_json
 from arvrm.sources.unpickle import load_npy
 
 SPLITS = ("training", "validation")
 JPEG_QUALITY = 80
 """Keeps a store below 1/8 of the files it comes from; docs/calvin.md has sizes and PSNR of other qualities."""
 _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_BLOCK = 8
+"""Steps that a thread reads at a time. Segments, few and uneven, would not keep all threads busy to the end."""
+_AHEAD = 16
+"""Blocks per thread that are under way: what is read while a transaction waits for the disk."""
 _LONGEST = 100_000
 """Steps of one annotation that are believed; CALVIN's have at most 64."""
 _VECTORS = {"robot_obs": 15, "scene_obs": 24, "rel_actions": 7, "actions": 7}
@@ -129,9 +146,31 @@ def convert_calvin(config: ConvertCalvinConfig) -> dict[str, SplitReport]:
                 raise UserError(f"{output / split}: exists already; pass --resume to continue or --overwrite")
     plans = {split: plan_segments(source / split, config.play, config.play_steps) for split in splits}
     reports = {}
-    for split in splits:
-        reports[split] = _convert_split(source / split, output / split, plans[split], config)
-        write_json(output / "report.json", {name: vars(report) for name, report in reports.items()})
+    with contextlib.ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(
+                EpisodeWriter(
+                    output / split,
+                    _manifest(source / split, config),
+                    config.resume,
+                    config.overwrite,
+                    config.jpeg_quality,
+                )
+            )
+            for split in splits
+        }
+        todo = {split: [s for s in plans[split] if not writers[split].has(s.id)] for split in splits}
+        # One queue for all splits: the next one is read while the last transaction of this one waits for the disk.
+        queue = [(source / split, segment) for split in splits for segment in todo[split]]
+        encoded = stack.enter_context(contextlib.closing(_encode_all(queue, config, "convert")))
+        for split in splits:
+            left_out = store_in_order(writers[split], itertools.islice(encoded, len(todo[split])))
+            writers[split].close()
+            reports[split] = _report(output / split, left_out)
+            write_json(output / "report.json", {name: vars(report) for name, report in reports.items()})
+    if config.verify:
+        for split in splits:
+            _verify_split(source / split, EpisodeStore(output / split), plans[split], config)
     return reports
 
 
@@ -226,20 +265,11 @@ def _uncovered(recordings: np.ndarray, covered: list[tuple[int, int]]) -> Iterat
             yield first, last
 
 
-def _convert_split(folder: Path, path: Path, segments: list[Segment], config: ConvertCalvinConfig) -> SplitReport:
-    damaged: dict[int, str] = {}
-    left_out: dict[str, str] = {}
-    manifest = _manifest(folder, config)
-    with EpisodeWriter(path, manifest, config.resume, config.overwrite, config.jpeg_quality) as writer:
-        todo = [segment for segment in segments if not writer.has(segment.id)]
-        for segment, failure in store_in_order(writer, _encode_all(folder, todo, config, "convert")):
-            left_out[segment.id] = failure.reason
-            damaged.update(failure.damaged)
-    store = EpisodeStore(path)
-    if config.verify:
-        _verify_split(folder, store, segments, config)
-    counts = store.manifest["counts"]
-    return SplitReport(str(path), counts["episodes"], counts["steps"], dict(sorted(damaged.items())), left_out)
+def _report(path: Path, left_out: list[tuple[Segment, LeftOut]]) -> SplitReport:
+    counts = EpisodeStore(path).manifest["counts"]
+    damaged = {step: reason for _, failure in left_out for step, reason in failure.damaged.items()}
+    reasons = {segment.id: failure.reason for segment, failure in left_out}
+    return SplitReport(str(path), counts["episodes"], counts["steps"], dict(sorted(damaged.items())), reasons)
 
 
 def _verify_split(folder: Path, store: EpisodeStore, segments: list[Segment], config: ConvertCalvinConfig) -> None:
@@ -248,7 +278,7 @@ def _verify_split(folder: Path, store: EpisodeStore, segments: list[Segment], co
     present = [segment for segment in segments if segment.id in store]
     if len(present) != len(store):
         raise UserError(f"{store.path}: {len(store) - len(present)} episodes are not of {folder}; use --overwrite")
-    for segment, result in _encode_all(folder, present, config, "verify"):
+    for segment, result in _encode_all([(folder, s) for s in present], config, f"verify {folder.name}"):
         if isinstance(result, LeftOut):
             raise UserError(f"{store.path}: episode {segment.id!r} cannot be read again: {result.reason}")
         if result != store.encoded(segment.id):
@@ -256,54 +286,125 @@ def _verify_split(folder: Path, store: EpisodeStore, segments: list[Segment], co
 
 
 def _encode_all(
-    folder: Path, segments: list[Segment], config: ConvertCalvinConfig, verb: str
+    segments: Sequence[tuple[Path, Segment]], config: ConvertCalvinConfig, label: str
 ) -> Iterator[tuple[Segment, EncodedEpisode | LeftOut]]:
-    return encode_in_order(
-        segments,
-        lambda segment: _read_segment(folder, segment, config),
-        lambda segment: segment.steps,
-        config.jpeg_quality,
-        config.workers,
-        f"{verb} {folder.name}",
-    )
+    """Yield the segments of (folder, segment) in order, encoded; their blocks are shared between the threads."""
+    workers = config.workers or os.cpu_count() or 1
+    blocks = [block for folder, segment in segments for block in _Assembly(folder, segment, config).blocks()]
+    with ThreadPoolExecutor(workers, "convert") as pool:
+        made = None
+        for block, whole in in_order(blocks, pool, _Block.read, lambda b: len(b.rows), _AHEAD * workers, label):
+            made = made or whole
+            if block.rows.stop == block.of.segment.steps:
+                yield block.of.segment, made
+                made = None
 
 
-def _read_segment(folder: Path, segment: Segment, config: ConvertCalvinConfig) -> Episode:
-    steps = segment.steps
-    image_steps = np.arange(0, steps, config.image_stride, dtype=np.int32)
-    extras = [n for n in _EXTRA_SHAPES if (config.tactile if "tactile" in n else config.depth)]
-    arrays = {name: np.empty((steps, width)) for name, width in _VECTORS.items()}
-    arrays |= {name: np.empty((steps, *_EXTRA_SHAPES[name][0]), _EXTRA_SHAPES[name][1]) for name in extras}
-    images: dict[str, np.ndarray | None] = {"rgb_static": None, "rgb_gripper": None}
-    damaged: dict[int, str] = {}
-    for row in range(steps):
-        step = segment.first + row
-        with_images = row % config.image_stride == 0
-        wanted = (*arrays, *images) if with_images else tuple(arrays)
+@dataclass(frozen=True)
+class _Block:
+    """Rows of a segment, which one thread reads and encodes."""
+
+    of: _Assembly
+    rows: range
+
+    def read(self) -> EncodedEpisode | LeftOut | None:
+        """Return the whole episode if the segment's other blocks are read already."""
+        return self.of.add(_read_rows(self.of.folder, self.of.segment, self.rows, self.of.config))
+
+
+@dataclass
+class _Rows:
+    """What a block holds: arrays (rows, ...), images that were due, step -> what is wrong with its file."""
+
+    rows: range
+    arrays: dict[str, np.ndarray]
+    images: dict[str, EncodedImages]
+    damaged: dict[int, str]
+
+
+class _Assembly:
+    """Makes an episode of a segment's blocks, which come in any order from several threads."""
+
+    def __init__(self, folder: Path, segment: Segment, config: ConvertCalvinConfig) -> None:
+        self.folder, self.segment, self.config = folder, segment, config
+        self._lock = threading.Lock()
+        self._parts: list[_Rows] = []
+        self._missing = -(-segment.steps // _BLOCK)
+
+    def blocks(self) -> list[_Block]:
+        steps = self.segment.steps
+        return [_Block(self, range(first, min(first + _BLOCK, steps))) for first in range(0, steps, _BLOCK)]
+
+    def add(self, part: _Rows) -> EncodedEpisode | LeftOut | None:
+        """Take a block; the last one makes the episode, in its thread."""
+        with self._lock:
+            self._parts.append(part)
+            self._missing -= 1
+            if self._missing:
+                return None
+        parts, self._parts = sorted(self._parts, key=lambda part: part.rows.start), []
         try:
-            values = read_npz(folder / f"episode_{step:07d}.npz", wanted)
+            return encode_episode(_join(self.folder, self.segment, parts, self.config), self.config.jpeg_quality)
+        except LeftOut as reason:
+            return reason
+        except UserError as error:
+            return LeftOut(str(error))
+
+
+def _read_rows(folder: Path, segment: Segment, rows: range, config: ConvertCalvinConfig) -> _Rows:
+    extras = [n for n in _EXTRA_SHAPES if (config.tactile if "tactile" in n else config.depth)]
+    arrays = {name: np.empty((len(rows), width)) for name, width in _VECTORS.items()}
+    arrays |= {name: np.empty((len(rows), *_EXTRA_SHAPES[name][0]), _EXTRA_SHAPES[name][1]) for name in extras}
+    sizes: dict[str, tuple[int, int]] = {}
+    jpegs: dict[str, list[bytes]] = {"rgb_static": [], "rgb_gripper": []}
+    damaged: dict[int, str] = {}
+    for at, row in enumerate(rows):
+        step = segment.first + row
+        cameras = jpegs if row % config.image_stride == 0 else ()
+        try:
+            values = read_npz(f"{folder}/episode_{step:07d}.npz", (*arrays, *cameras))
             for name, array in arrays.items():
-                if values[name].shape != array.shape[1:] or values[name].dtype.kind not in "fiu":
-                    raise DamagedFile(f"{name} is {values[name].dtype} {values[name].shape}")
-                if not np.isfinite(values[name]).all():
-                    raise DamagedFile(f"{name} has a NaN or infinity")
-                array[row] = values[name]
-            for name in images if with_images else ():
+                value = values[name]
+                if value.shape != array.shape[1:] or value.dtype.kind not in "fiu":
+                    raise DamagedFile(f"{name} is {value.dtype} {value.shape}")
+                array[at] = value
+            for name in cameras:
                 image = values[name]
                 if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
                     raise DamagedFile(f"{name} is {image.dtype} {image.shape}")
-                if images[name] is None:
-                    images[name] = np.empty((len(image_steps), *image.shape), np.uint8)
-                if image.shape != images[name].shape[1:]:
-                    raise DamagedFile(f"{name} is {image.shape}, unlike the segment's first")
-                images[name][row // config.image_stride] = image
+                if image.shape[:2] != sizes.setdefault(name, image.shape[:2]):
+                    raise DamagedFile(f"{name} is {image.shape[0]} x {image.shape[1]}, unlike the one before")
+                jpegs[name].append(encode_image(image, config.jpeg_quality))
         except DamagedFile as error:
             damaged[step] = str(error)
             if len(damaged) == 1:
                 arrays = {n: a for n, a in arrays.items() if n in _VECTORS}  # only to list what else is damaged
+    for name, array in arrays.items():  # once a block: a call for each value takes longer than the test
+        if not np.isfinite(array).all():
+            for at in np.flatnonzero(~np.isfinite(array.reshape(len(rows), -1)).all(axis=1)):
+                damaged.setdefault(segment.first + rows[at], f"{name} has a NaN or infinity")
+    images = {name: EncodedImages(*sizes[name], tuple(jpegs[name])) for name in sizes}
+    return _Rows(rows, arrays, images, damaged)
+
+
+def _join(folder: Path, segment: Segment, parts: list[_Rows], config: ConvertCalvinConfig) -> Episode:
+    """Make the episode of all of a segment's rows, in order."""
+    damaged = {step: reason for part in parts for step, reason in sorted(part.damaged.items())}
+    sizes = {name: (images.height, images.width) for name, images in parts[0].images.items()}
+    for part in () if damaged else parts:
+        for name, images in part.images.items():
+            if (images.height, images.width) != sizes[name]:
+                what = f"{name} is {images.height} x {images.width}, unlike the segment's first"
+                due = (row for row in part.rows if row % config.image_stride == 0)
+                damaged |= {segment.first + row: what for row in due}
     if damaged:
         listed = ", ".join(f"{step:07d}" for step in list(damaged)[:5]) + (", ..." if len(damaged) > 5 else "")
         raise LeftOut(f"damaged or missing steps {listed}", damaged)
+    arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
+    images = {
+        name: EncodedImages(*size, tuple(jpeg for part in parts if part.images for jpeg in part.images[name].jpegs))
+        for name, size in sizes.items()
+    }
     relative, absolute = arrays.pop("rel_actions").astype(np.float32), arrays.pop("actions")
     return Episode(
         id=segment.id,
@@ -317,7 +418,7 @@ def _read_segment(folder: Path, segment: Segment, config: ConvertCalvinConfig) -
         # CALVIN executed what it recorded: label and executed action are one.
         arrays={**arrays, "absolute_actions": absolute, "actions": relative, "executed": relative},
         images=images,
-        image_steps=image_steps,
+        image_steps=np.arange(0, segment.steps, config.image_stride, dtype=np.int32),
         meta={"first": segment.first, "last": segment.last, "split": folder.name},
     )
 

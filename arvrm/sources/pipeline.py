@@ -83,18 +83,20 @@ def in_order(
         mininterval=0.5 if sys.stderr.isatty() else 10.0,
     )
     pending: deque[tuple[Item, Future]] = deque()
+
+    def finished(item: Item, future: Future) -> tuple[Item, Result]:
+        result = future.result()
+        bar.update(steps(item))
+        return item, result
+
     with bar:
         try:
             for item in items:
                 pending.append((item, pool.submit(encode, item)))
                 if len(pending) > ahead:
-                    done, future = pending.popleft()
-                    yield done, future.result()
-                    bar.update(steps(done))
+                    yield finished(*pending.popleft())
             while pending:
-                done, future = pending.popleft()
-                yield done, future.result()
-                bar.update(steps(done))
+                yield finished(*pending.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -102,7 +104,7 @@ def in_order(
 def store_in_order(
     writer: EpisodeWriter, results: Iterator[tuple[Item, EncodedEpisode | LeftOut]], commit: int | None = None
 ) -> list[tuple[Item, LeftOut]]:
-    """Append what was encoded, `commit` (COMMIT) episodes at a time; return what was left out."""
+    """Append all that was encoded, `commit` (COMMIT) episodes at a time; return what was left out."""
     commit = commit or COMMIT
     left_out, batch = [], []
     try:
@@ -119,7 +121,7 @@ def store_in_order(
             writer.append_encoded(*batch)
         raise
     if batch:
-        writer.append_encoded(*batch)
+        writer.append_encoded(*batch, complete=True)
     return left_out
 
 
