@@ -302,7 +302,7 @@ class KeypointVLM(nn.Module):
 def last_seen(keypoints: Tensor, seen: Tensor) -> Tensor:
     """Return (B, T, K, 3): each joint where it was last seen up to that frame, zeros where never."""
     index = torch.arange(seen.shape[1], device=seen.device)[:, None]
-    latest = torch.where(seen, index, -1).cummax(dim=1).values
+    latest = index.expand_as(seen).masked_fill(~seen, -1).cummax(dim=1).values
     held = keypoints.gather(1, latest.clamp(min=0)[..., None].expand_as(keypoints))
     return torch.where((latest >= 0)[..., None], held, torch.zeros_like(held))
 

@@ -170,6 +170,35 @@ class OfficialState(nn.Module):
         return self.join(torch.cat([arm, self.gripper(gripper.to(arm.dtype))], dim=-1))
 
 
+class Geometry(nn.Module):
+    """Where landmarks are from the gripper, from the points that the static camera's heatmaps mark and the robot's pose.
+
+    CALVIN's static camera is far away and sees the table nearly in parallel projection, so a linear layer does most of
+    it (to millimetres, where the points are right); an MLP bends the rest. All in float32.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        count, width = 2 * config.vision.points + len(COMPONENTS), config.width
+        self.straight = nn.Linear(count, 3 * config.vision.landmarks)
+        self.bend = mlp(count, width, 3 * config.vision.landmarks)
+        nn.init.zeros_(self.bend[-1].weight)
+        nn.init.zeros_(self.bend[-1].bias)
+        self.token = mlp(3 * config.vision.landmarks + STATE_SIZE, 2 * width, width)
+
+    def forward(self, points: Tensor, components: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return offsets (B, T, N, 3) in LANDMARK_UNIT_M and a token (B, T, d) that carries them.
+
+        Args:
+            points: (B, T, points, 2); components: (B, T, S); state: (B, T, Ds).
+        """
+        with torch.autocast(points.device.type, enabled=False):
+            x = torch.cat([points.float().flatten(2), components.float()], dim=-1)
+            offsets = self.straight(x) + self.bend(x)
+            token = self.token(torch.cat([offsets, state.float()], dim=-1))
+        return offsets.unflatten(-1, (-1, 3)), token
+
+
 class PolicyNet(nn.Module):
     """The robot's policy. `vlm` is stage 1's model, whose weights are loaded from its checkpoint.
 
@@ -196,8 +225,7 @@ class PolicyNet(nn.Module):
         self.action_queries = nn.Parameter(0.02 * torch.randn(queries(config), width))
         self.head = FlowHead(config) if config.head == "flow" else RegressionHead(config)
         if config.loss.geometry > 0:
-            self.geometry = mlp(width, width, 3 * config.vision.landmarks)
-            self.geometry_token = mlp(3 * config.vision.landmarks, width, width)
+            self.geometry = Geometry(config)
         self.analogy = AnalogyMap(config) if config.analogy.enabled else None
         if config.analogy.at_rollout == "on":
             self.analogy_token = mlp(parts * config.joint_width, width, width)
@@ -225,17 +253,20 @@ class PolicyNet(nn.Module):
         Reads text, static and gripper (or their features) of `batch`, any number of frames.
 
         Returns:
-            static_tokens, gripper_tokens: (B, T, M + 1, d), what `act` takes in place of images.
+            static_tokens, gripper_tokens: (B, T, M + 1, d), what `act` takes in place of images; with `loss.geometry`
+            static_points too, see `_encode`.
         """
         z_l = self.vlm.language(batch["text"], batch["text_mask"])
-        return {key: value for key, value in self._encode(batch, z_l).items() if key.endswith("tokens")}
+        kept = ("tokens", "points")
+        return {key: value for key, value in self._encode(batch, z_l).items() if key.endswith(kept)}
 
     def _encode(self, batch: RobotBatch, z_l: Tensor, images: bool = False) -> dict[str, Tensor | None]:
         """Encode each frame once, with one augmentation a window or, where there are segments, a segment.
 
         Returns:
             static_tokens, gripper_tokens: (B, T, M + 1, d); heatmaps (B, T, h, w, points) or None, offset (B, 2): the
-            static camera's. With `images` static_later, gripper_later: (S, F, size, size, 3) uint8, the frames to
+            static camera's. With `loss.geometry` static_points (B, T, points, 2): the heatmaps' centres in [-1, 1], the
+            random shift taken out. With `images` static_later, gripper_later: (S, F, size, size, 3) uint8, the frames to
             foresee, augmented as those that were encoded; `windows_of` them are the windows'.
         """
         segments, count, each = batch.get("segments"), None, 1
@@ -267,6 +298,9 @@ class PolicyNet(nn.Module):
                 heatmaps = seen.heatmaps
                 result["heatmaps"] = None if heatmaps is None else windows_of(heatmaps, frames)
                 result["offset"] = seen.offset.repeat_interleave(each, 0)
+                if self.config.loss.geometry > 0:
+                    points = centres(seen.heatmaps) - seen.offset[:, None, None]
+                    result["static_points"] = windows_of(points, frames)
         return result
 
     def _queries(
@@ -276,7 +310,7 @@ class PolicyNet(nn.Module):
         frames = batch["frame_mask"].shape[1]
         device = batch["frame_mask"].device
         last = only_actions or self.config.query_frames == "last"
-        kinds = {"action": (self.action_queries, [frames - 1] if last else range(frames))}
+        kinds = {"action": (self.action_queries, range(frames - 1 if last else 0, frames))}
         if not only_actions and self.config.loss.state > 0 and batch.get("next_components") is not None:
             kinds["state"] = (self.vlm.next_query[None], range(frames))
         if images and self.config.fwd_pred:
@@ -287,7 +321,9 @@ class PolicyNet(nn.Module):
             places.append(first[name] + torch.arange(len(parameter), device=device).repeat(len(where)))
             size = len(where) * len(parameter)
             tokens.append(parameter.repeat(len(where), 1))
-            owners.append(torch.tensor(list(where), device=device).repeat_interleave(len(parameter)))
+            # Made on the device: a list would be copied there, and the host would wait.
+            frame = torch.arange(where.start, where.stop, device=device)
+            owners.append(frame.repeat_interleave(len(parameter)))
             slices[name] = (at, at + size)
             at += size
         return torch.cat(tokens)[None], torch.cat(owners), torch.cat(places), slices
@@ -310,12 +346,14 @@ class PolicyNet(nn.Module):
         self,
         batch: RobotBatch,
         z_l: Tensor,
-        static: Tensor,
-        gripper: Tensor,
+        seen: dict[str, Tensor | None],
         only_actions: bool,
         images: bool = False,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Transformer outputs per kind of query, (B, frames, tokens, d), and f_s (B, T, S, d_k)."""
+        """Transformer outputs per kind of query, (B, frames, tokens, d), and f_s (B, T, S, d_k).
+
+        `seen` is what `encode_frames` gives. With `loss.geometry`, "geometry" (B, T, N, 3) is among the outputs.
+        """
         frame_mask = batch["frame_mask"]
         shape = tuple(frame_mask.shape)
         expect("state", batch.get("state"), *shape, STATE_SIZE)
@@ -325,13 +363,18 @@ class PolicyNet(nn.Module):
             z_s = self.state_token(batch["components"], batch["state"])
         else:
             z_s = self.state_token(torch.cat([f_s.flatten(2), batch["state"].to(f_s.dtype)], dim=-1))
-        frames = [z_s[:, :, None], static, gripper]
+        geometry = None
+        if self.config.loss.geometry > 0:
+            expect("static_points", seen.get("static_points"), *shape, self.config.vision.points, 2)
+            geometry, whereabouts = self.geometry(seen["static_points"], batch["components"], batch["state"])
+            z_s = z_s + whereabouts
+        frames = [z_s[:, :, None], seen["static_tokens"], seen["gripper_tokens"]]
         token_mask = frame_mask
         if self.config.analogy.at_rollout == "on":
             token, present = self._analogy_token(batch, f_s, z_l)
             frames.append(token[:, :, None])
-            seen = frame_mask[..., None].expand(-1, -1, 1 + sum(f.shape[2] for f in frames[:-1]))
-            token_mask = torch.cat([seen, (present & frame_mask)[..., None]], dim=-1)
+            real = frame_mask[..., None].expand(-1, -1, 1 + sum(f.shape[2] for f in frames[:-1]))
+            token_mask = torch.cat([real, (present & frame_mask)[..., None]], dim=-1)
         tokens, owners, places, slices = self._queries(batch, only_actions, images)
         positions = None
         if self.config.positions:
@@ -344,7 +387,12 @@ class PolicyNet(nn.Module):
             positions = (self.positions, context + places, stride)
         out = self.vlm.sequence(z_l, frames, tokens, owners, token_mask, positions)
         counts = {"action": len(self.action_queries), "state": 1, "image": 2 * (self.config.latents + 1)}
-        return {name: out[:, a:b].unflatten(1, (-1, counts[name])) for name, (a, b) in slices.items()}, f_s
+        outputs = {name: out[:, a:b].unflatten(1, (-1, counts[name])) for name, (a, b) in slices.items()}
+        if geometry is not None:
+            outputs["geometry"] = geometry
+            # Once more, past the attention, which averages tokens and so blurs centimetres.
+            outputs["action"] = outputs["action"] + whereabouts[:, -outputs["action"].shape[1] :, None]
+        return outputs, f_s
 
     def _analogy_token(self, batch: RobotBatch, f_s: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor]:
         """The retrieved clips' f*, pooled over clips: (B, T, d), and (B, T) bool where there was any."""
@@ -372,13 +420,12 @@ class PolicyNet(nn.Module):
         z_l = self.vlm.language(batch["text"], batch["text_mask"])
         images = config.fwd_pred and weights.image > 0 and batch.get("next_image_mask") is not None
         seen = self._encode(batch, z_l, images)
-        outputs, f_s = self._forward_tokens(batch, z_l, seen["static_tokens"], seen["gripper_tokens"], False, images)
+        outputs, f_s = self._forward_tokens(batch, z_l, seen, False, images)
         frame_mask = batch["frame_mask"]
-        plan, geometry = self._locate(outputs["action"])
-        result = self._action_losses(batch, plan)
+        result = self._action_losses(batch, outputs["action"])
         loss = weights.arm * result["loss_arm"] + weights.gripper * result["loss_gripper"]
-        if geometry is not None and batch.get("landmark_offsets") is not None:
-            result["loss_geometry"] = self._geometry_loss(batch, geometry)
+        if "geometry" in outputs and batch.get("landmark_offsets") is not None:
+            result["loss_geometry"] = self._geometry_loss(batch, outputs["geometry"])
             loss = loss + weights.geometry * result["loss_geometry"]
         if "state" in outputs:
             expect("next_components", batch["next_components"], *frame_mask.shape, len(COMPONENTS))
@@ -430,19 +477,11 @@ class PolicyNet(nn.Module):
             result["actions"] = _actions(arm, logits)
         return result
 
-    def _locate(self, out: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the action head reads, (B, F, queries, d), and landmark offsets (B, F, N, 3) or None without them."""
-        if self.config.loss.geometry <= 0:
-            return out, None
-        flat = self.geometry(out[:, :, 0])
-        return out + self.geometry_token(flat)[:, :, None], flat.float().unflatten(-1, (-1, 3))
-
     def _geometry_loss(self, batch: RobotBatch, geometry: Tensor) -> Tensor:
-        frames, shown = batch["frame_mask"].shape[1], geometry.shape[1]
-        expect("landmark_offsets", batch["landmark_offsets"], len(geometry), frames, *geometry.shape[2:])
-        expect("landmark_mask", batch.get("landmark_mask"), len(geometry), frames, geometry.shape[2])
-        mask = (batch["landmark_mask"] & batch["frame_mask"][..., None])[:, frames - shown :]
-        known = torch.where(mask[..., None], batch["landmark_offsets"][:, frames - shown :], 0.0)
+        expect("landmark_offsets", batch["landmark_offsets"], *geometry.shape)
+        expect("landmark_mask", batch.get("landmark_mask"), *geometry.shape[:3])
+        mask = batch["landmark_mask"] & batch["frame_mask"][..., None]
+        known = batch["landmark_offsets"].masked_fill(~mask[..., None], 0.0)
         return _mean((geometry - known).square().mean(-1), mask)
 
     def _analogy_loss(self, batch: RobotBatch, f_s: Tensor, z_l: Tensor) -> Tensor:
@@ -465,7 +504,7 @@ class PolicyNet(nn.Module):
         expect("landmark_pixels", batch["landmark_pixels"], *shape, 2)
         expect("landmark_mask", batch.get("landmark_mask"), *shape)
         known = batch["landmark_mask"][..., None]
-        where = torch.where(known, batch["landmark_pixels"], 0.0) + offset[:, None, None]
+        where = batch["landmark_pixels"].masked_fill(~known, 0.0) + offset[:, None, None]
         inside = (where.abs() <= 1.0).all(-1)
         mask = batch["landmark_mask"] & batch["frame_mask"][..., None] & inside
         return _mean(splat_cross_entropy(heatmaps[..., : shape[2]].movedim(-1, 2), where), mask)
@@ -495,10 +534,8 @@ class PolicyNet(nn.Module):
         z_l = self.vlm.language(batch["text"], batch["text_mask"])
         tokens = batch if "static_tokens" in batch else self._encode(batch, z_l)
         some = {key: value for key, value in batch.items() if key != "next_components"}
-        outputs, _ = self._forward_tokens(
-            some, z_l, tokens["static_tokens"], tokens["gripper_tokens"], False, images and self.config.fwd_pred
-        )
-        arm, logits = self.head(self._locate(outputs["action"])[0])
+        outputs, _ = self._forward_tokens(some, z_l, tokens, False, images and self.config.fwd_pred)
+        arm, logits = self.head(outputs["action"])
         result = {"arm": arm, "gripper": logits}
         if "image" in outputs:
             for i, name in enumerate(("static", "gripper_image")):
@@ -521,8 +558,8 @@ class PolicyNet(nn.Module):
         expect_frames(batch, "static", "gripper")
         z_l = self.vlm.language(batch["text"], batch["text_mask"])
         tokens = batch if "static_tokens" in batch else self._encode(batch, z_l)
-        outputs, _ = self._forward_tokens(batch, z_l, tokens["static_tokens"], tokens["gripper_tokens"], True)
-        arm, logits = self.head(self._locate(outputs["action"])[0])
+        outputs, _ = self._forward_tokens(batch, z_l, tokens, True)
+        arm, logits = self.head(outputs["action"])
         return _actions(arm.clamp(-1.0, 1.0), logits)[:, -1]
 
 
@@ -555,6 +592,17 @@ def _check_segments(batch: RobotBatch) -> tuple[int, int]:
     return each, count
 
 
+def centres(logits: Tensor) -> Tensor:
+    """Soft-argmax of heatmaps: (..., h, w, points) logits to (..., points, 2) float32, u and v in [-1, 1]."""
+    height, width = logits.shape[-3:-1]
+    across, down = ((torch.arange(n, device=logits.device) + 0.5) * (2.0 / n) - 1.0 for n in (width, height))
+    grid = torch.stack([across.repeat(height), down.repeat_interleave(width)], dim=-1)
+    weights = logits.flatten(-3, -2).softmax(-2, dtype=torch.float32)
+    # Coordinates need more digits than bf16 has.
+    with torch.autocast(logits.device.type, enabled=False):
+        return weights.transpose(-1, -2) @ grid
+
+
 def splat_cross_entropy(logits: Tensor, where: Tensor) -> Tensor:
     """Cross-entropy of heatmaps against points spread bilinearly over their four nearest cells.
 
@@ -568,10 +616,10 @@ def splat_cross_entropy(logits: Tensor, where: Tensor) -> Tensor:
         (...) float32.
     """
     height, width = logits.shape[-2:]
-    scale = torch.tensor([width, height], device=where.device) / 2.0
-    limit = torch.tensor([width - 1, height - 1], device=where.device)
-    cell = ((where + 1.0) * scale - 0.5).clamp(min=0.0).minimum(limit)
-    low = cell.floor().minimum(limit - 1)
+    # Axis by axis, with sizes as plain numbers: a tensor of them would be copied to the device at every step.
+    axes = list(zip(where.unbind(-1), (width, height), strict=True))
+    cell = torch.stack([((x + 1.0) * (n / 2.0) - 0.5).clamp(0.0, n - 1) for x, n in axes], dim=-1)
+    low = torch.stack([x.floor().clamp(max=n - 2) for x, (_, n) in zip(cell.unbind(-1), axes, strict=True)], dim=-1)
     part = cell - low
     low = low.long()
     log_probability = logits.float().flatten(-2).log_softmax(-1)
@@ -585,7 +633,7 @@ def splat_cross_entropy(logits: Tensor, where: Tensor) -> Tensor:
 
 
 def _actions(arm: Tensor, logits: Tensor) -> Tensor:
-    gripper = torch.where(logits > 0, 1.0, -1.0)
+    gripper = 2.0 * (logits > 0).float() - 1.0
     return torch.cat([arm.detach(), gripper[..., None]], dim=-1)
 
 

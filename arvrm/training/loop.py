@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from arvrm.interface import UserError
+from arvrm.model.transformer import attention_kernel, compile_blocks
 
 Batch = dict[str, Any]
 
@@ -53,6 +54,8 @@ class TrainConfig:
         clip: largest gradient norm; null: no clipping.
         ema: decay of the averaged weights that are saved and validated, such as 0.999; null: none.
         precision: bf16 is autocast; weights and optimiser stay fp32.
+        attention: how it is computed, see `model.transformer.attention_kernel`.
+        compile: compile the network's blocks with torch.compile; the first step takes a minute or more.
         device: "auto" takes a GPU where there is one.
         seed: of weights, batches and augmentations.
         log_every, validate_every, checkpoint_every: updates; 0: never (a checkpoint is always written at the end).
@@ -73,6 +76,8 @@ class TrainConfig:
     clip: float | None = 1.0
     ema: float | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+    attention: Literal["auto", "sdpa", "plain"] = "auto"
+    compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
     log_every: int = 20
@@ -308,12 +313,16 @@ class Trainer:
         self.accelerator = _accelerator(config)
         device = self.accelerator.device
         self.bare = model.to(device)
+        if config.compile:
+            compile_blocks(self.bare)
         self.average = Average(self.bare, config.ema) if config.ema else None
         groups = parameter_groups(self.bare, config.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
         self.model, self.optimizer = self.accelerator.prepare(self.bare, optimizer)
         self.step, self.seconds = 0, 0.0
         self._share: float | None = None
+        # Reading a number from a GPU would let it run dry at every step; from a CPU it costs nothing.
+        self.check_now = device.type == "cpu"
 
     def run(self, resume: bool = False, progress: bool = True) -> TrainResult:
         """Train, or go on where a killed run's last checkpoint is.
@@ -341,14 +350,13 @@ class Trainer:
         )
         batches = self._batches()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        check_now = accelerator.device.type == "cpu"  # reading a number costs nothing there
         bad_step = torch.full((), -1, dtype=torch.long, device=accelerator.device)
         sums: dict[str, Tensor] = {}
         since = 0
         self.model.train()
         began, window_began = time.perf_counter() - self.seconds, time.perf_counter()
         try:
-            with _Signals() as signals:
+            with _Signals() as signals, attention_kernel(config.attention, self.bare):
                 while self.step < config.steps:
                     self.seconds = time.perf_counter() - began
                     share = self._share_of_time()
@@ -371,8 +379,9 @@ class Trainer:
                                 norm = accelerator.clip_grad_norm_(parameters, config.clip)
                                 sums["gradient_norm"] = sums.get("gradient_norm", 0.0) + norm * config.accumulate
                             loss = losses["loss"].detach()
-                            bad_step = torch.where((bad_step < 0) & ~loss.isfinite(), self.step, bad_step)
-                            if check_now:
+                            now_at = torch.full_like(bad_step, self.step)  # made on the device, unlike a plain number
+                            bad_step = torch.where((bad_step < 0) & ~loss.isfinite(), now_at, bad_step)
+                            if self.check_now:
                                 self._check(bad_step)
                             self.optimizer.step()
                             self.optimizer.zero_grad(set_to_none=True)
