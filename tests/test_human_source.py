@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_hands import hand_video, shape
+from PIL import Image
 from test_corpora import write_egodex
 from video_files import write_video
 
@@ -101,6 +102,18 @@ def test_points_move_exactly_as_pixels_do(height, width, fit):
     found = np.argwhere(square.image(image)[..., 0] > 100) + 0.5
     point = square.points(np.array([[u + 0.5, v + 0.5, 0.25]]))[0]
     assert found.mean(0) == pytest.approx(point[1::-1], abs=1e-6) and point[2] == 0.25
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 48), (50, 67), (40, 40)])
+@pytest.mark.parametrize("size", [16, 64, 100])
+def test_letterbox_is_the_image_between_black_bars_reduced(height, width, size):
+    image = np.random.default_rng(height + size).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    side = max(height, width)
+    top, left = (side - height + 1) // 2, (side - width + 1) // 2
+    padded = np.zeros((side, side, 3), np.uint8)
+    padded[top : top + height, left : left + width] = image
+    wanted = np.asarray(Image.fromarray(padded).resize((size, size), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(Square.of(height, width, size, "letterbox").image(image), wanted)
 
 
 def test_letterbox_keeps_the_whole_image(tmp_path):

@@ -242,14 +242,19 @@ class Square:
         from PIL import Image
 
         height, width = image.shape[:2]
-        if self.left < 0 or self.top < 0:
-            whole = np.zeros((self.side, self.side, 3), np.uint8)
-            top, left = max(0, -self.top), max(0, -self.left)
-            whole[top : top + height, left : left + width] = image
+        bilinear = Image.Resampling.BILINEAR
+        if self.top < 0:
+            # Pillow reduces rows first, then columns: bars above and below change nothing of the first, costlier half.
+            rows = Image.fromarray(np.ascontiguousarray(image)).resize((self.size, height), bilinear)
+            whole = Image.new("RGB", (self.size, self.side))
+            whole.paste(rows, (0, -self.top))
+        elif self.left < 0:
+            whole = Image.new("RGB", (self.side, self.side))
+            whole.paste(Image.fromarray(np.ascontiguousarray(image)), (-self.left, 0))
         else:
-            whole = image[self.top : self.top + self.side, self.left : self.left + self.side]
-        reduced = Image.fromarray(np.ascontiguousarray(whole)).resize((self.size, self.size), Image.Resampling.BILINEAR)
-        return np.asarray(reduced)
+            square = image[self.top : self.top + self.side, self.left : self.left + self.side]
+            whole = Image.fromarray(np.ascontiguousarray(square))
+        return np.asarray(whole.resize((self.size, self.size), bilinear))
 
     def points(self, keypoints: np.ndarray) -> np.ndarray:
         """Return keypoints (..., 3) of the image as keypoints of the square, float32; depth stays."""

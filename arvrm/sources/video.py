@@ -197,7 +197,11 @@ def _stated(container: Any, stream: Any) -> float | None:
 
 
 def _upright(frame: Any) -> np.ndarray:
-    image = frame.to_ndarray(format="rgb24")
+    try:
+        # PyAV 17 and later start threads for every frame, which costs more than the conversion itself.
+        image = frame.reformat(format="rgb24", threads=1).to_ndarray()
+    except TypeError:
+        image = frame.to_ndarray(format="rgb24")
     quarters = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
 
