@@ -5,22 +5,29 @@
 z_l is the frozen text encoder's sentence embedding, z_o,t the CLS feature of a frozen image encoder at frame t; a clip
 is resampled to the T frames of the query. Everything is computed once. An index is a folder that needs nothing else:
 
-    index.json            format, encoders, stores with fingerprints, one entry per clip, checksums of the files below
+    index.json            format, encoders, stores with fingerprints, how to search, sizes and checksums of the files
+    clips.npz             ids, instructions, tasks, groups, stores and lengths of the clips, as arrays
     text.npy              (clips, E) float32, unit length
     frames.npy            (all stored frames, D) float16, unit length
     encoder.safetensors   the image encoder's weights
+    coarse.faiss, basis.npy, mean.npy    of many clips: what finds those worth comparing (arvrm/nearest.py)
+
+Features stay on the disk and are mapped into memory. Of few clips, all are compared with a query. Of many, a short list
+is found by principal components, and compared by the formula above, so that the similarities returned are exact and
+only the choice of the clips is approximate. Building the index measures how good that choice is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,11 +40,52 @@ from arvrm.config import from_dict
 from arvrm.episodes import EpisodeStore
 from arvrm.interface import HumanBatch, UserError
 from arvrm.model.encoders import TextConfig, TextEncoder, VisionConfig, fit_images, image_encoder
-from arvrm.windows import EpisodeTable, FrameBank, HumanWindows, decode_frames, store_fingerprint
+from arvrm.nearest import FILES as COARSE_FILES
+from arvrm.nearest import Shortlist, blocks, load_faiss
+from arvrm.windows import EpisodeTable, FrameBank, HumanWindows, Names, decode_frames, store_fingerprint
 
-FORMAT, VERSION = "arvrm-clip-index", 1
+FORMAT, VERSION = "arvrm-clip-index", 2
 LARGE = 50_000
-"""Clips from which the search clusters them (inverted file) instead of comparing with all."""
+"""Clips from which `search` "auto" is approximate."""
+FLAT_BYTES = 2 << 30
+"""An exact search keeps the vectors of all clips in memory up to this size, and else reads them for every search."""
+TESTED_AT_LOADING = 256 << 20
+"""Files up to this size have their checksum tested when an index is opened; of larger ones the size, and `verify`."""
+RECALL_AT = 10
+"""Clips of which a search should find the same as an exact one."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How an index is searched.
+
+    Attributes:
+        kind: "exact" compares all clips; "approximate" those of a short list; "auto": approximate from 50 000 clips.
+        dimensions: principal components by which the short list is found.
+        frames: frames that stand for a clip there. Queries may have any number.
+        lists: clusters; null: four times the square root of the number of clips.
+        probes: clusters that a query looks into; shortlist: clips that are compared exactly. null: both as small as
+            `recall` allows.
+        recall: share of the 10 most similar clips that must be found, over `queries` of the index's own clips.
+        queries: how many of them are tried; they are compared with all clips, which takes most of the time.
+    """
+
+    kind: Literal["auto", "exact", "approximate"] = "auto"
+    dimensions: int = 256
+    frames: int = 8
+    lists: int | None = None
+    probes: int | None = None
+    shortlist: int | None = None
+    recall: float = 0.995
+    queries: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("dimensions", "frames", "lists", "probes", "shortlist", "queries"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; give at least 1")
+        if not 0 < self.recall <= 1:
+            raise ValueError(f"recall is {self.recall}; give a number above 0, at most 1")
 
 
 class FrozenEncoders:
@@ -122,57 +170,165 @@ def build_index(
     overwrite: bool = False,
     cache: str | Path | None = None,
     progress: Callable[[int], Any] | None = None,
+    search: SearchConfig | None = None,
 ) -> ClipIndex:
     """Compute the features of every human clip of `stores` and save the index under its name when it is whole.
 
     Args:
-        cache: folder where frame features are kept by encoder and store, so that a second index costs nothing.
+        cache: folder where frame features are kept by encoder and store, so that a second index, or one that was
+            stopped, does not compute those of a store again.
         progress: called with a number of frames done.
 
     Raises:
         UserError: `output` exists (without `overwrite`), or the stores hold no human clip.
     """
     output = Path(output)
-    if output.exists():
-        if not overwrite:
-            raise UserError(f"{output}: exists; pass --overwrite to replace it")
-        if not (output / "index.json").is_file():
-            raise UserError(f"{output}: is no clip index, so it is not overwritten; give another path")
+    _check_output(output, overwrite)
     opened = [store if isinstance(store, EpisodeStore) else EpisodeStore(store) for store in stores]
-    table = EpisodeTable(opened, "human", stride=1)
-    features = frame_features(table, encoders, cache, progress)
+    table = EpisodeTable(opened, "human", stride=1, cache=cache)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=output.name, suffix=".tmp"))
     try:
-        np.save(temporary / "text.npy", encoders.sentences([table.sentences[i] for i in table.sentence]))
-        np.save(temporary / "frames.npy", np.concatenate(features.parts))
-        description = encoders.save(temporary)
-        clips = [
-            {
-                "id": identity,
-                "store": int(table.store[row]),
-                "instruction": table.sentences[table.sentence[row]],
-                "task": table.tasks[table.task[row]],
-                "group": table.groups[table.group[row]],
-                "frames": int(table.image_start[row + 1] - table.image_start[row]),
-            }
-            for row, identity in enumerate(table.ids)
-        ]
-        values = {
-            "format": FORMAT,
-            "version": VERSION,
-            "encoders": description,
-            "stores": [{"path": str(s.path), "fingerprint": store_fingerprint(s)} for s in opened],
-            "files": {name: _checksum(temporary / name) for name in ("text.npy", "frames.npy", "encoder.safetensors")},
-            "clips": clips,
-        }
-        (temporary / "index.json").write_text(json.dumps(values) + "\n")
+        # Without a cache the features pass through files beside the index: of large stores they exceed the memory.
+        features = frame_features(table, encoders, cache or temporary / "parts", progress)
+        clips = Clips(
+            table.ids,
+            (table.sentences, table.sentence),
+            (Names.of(table.tasks), table.task),
+            (table.groups, table.group),
+            table.store,
+            np.diff(table.image_start),
+        )
+        text = (encoders.sentences([table.sentences[i] for i in table.sentence[rows]]) for rows in _every(len(table)))
+        frames = (part[start : start + 65_536] for part in features.parts for start in range(0, len(part), 65_536))
+        described = {"encoders": encoders.save(temporary)}
+        described["stores"] = [{"path": str(s.path), "fingerprint": store_fingerprint(s)} for s in opened]
+        write_index(temporary, described, clips, text, frames, search)
+        del features, frames
+        shutil.rmtree(temporary / "parts", ignore_errors=True)
         if output.exists():
             shutil.rmtree(output)
         os.replace(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return ClipIndex.load(output)
+
+
+def write_index(
+    folder: Path,
+    described: dict[str, Any],
+    clips: Clips,
+    text: Iterable[np.ndarray],
+    frames: Iterable[np.ndarray],
+    search: SearchConfig | None = None,
+) -> None:
+    """Write an index into `folder`, which holds `encoder.safetensors` already.
+
+    Args:
+        described: "encoders", as `FrozenEncoders.save` returns it, and "stores".
+        text: blocks of (n, E) float32 rows of unit length, of all clips in turn.
+        frames: blocks of (n, D) float16 rows of unit length, of all frames of all clips in turn.
+    """
+    search = search or SearchConfig()
+    clips.save(folder / "clips.npz")
+    _write_rows(folder / "text.npy", len(clips), text)
+    _write_rows(folder / "frames.npy", int(clips.lengths.sum()), frames)
+    values: dict[str, Any] = {"format": FORMAT, "version": VERSION, **described}
+    values["search"] = {"kind": "exact", "clips": len(clips)}
+    files = ["clips.npz", "text.npy", "frames.npy", "encoder.safetensors"]
+    if search.kind == "approximate" or (search.kind == "auto" and len(clips) >= LARGE):
+        mapped = (np.load(folder / name, mmap_mode="r") for name in ("text.npy", "frames.npy"))
+        values["search"] = _approximate(ClipIndex(folder, values, clips, *mapped), search)
+        files += COARSE_FILES
+    values["files"] = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": _checksum(folder / name)} for name in files
+    }
+    (folder / "index.json").write_text(json.dumps(values, indent=1) + "\n")
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if output.exists():
+        if not overwrite:
+            raise UserError(f"{output}: exists; pass --overwrite to replace it")
+        if not (output / "index.json").is_file():
+            raise UserError(f"{output}: is no clip index, so it is not overwritten; give another path")
+
+
+def _every(count: int) -> Iterator[slice]:
+    return (slice(start, start + 8192) for start in range(0, count, 8192))
+
+
+def _write_rows(file: Path, rows: int, parts: Iterable[np.ndarray]) -> None:
+    """Write an array of `rows` rows block by block, so that no more than one block is in memory."""
+    done = 0
+    with open(file, "wb") as stream:
+        for part in parts:
+            if not done:
+                described = np.lib.format.header_data_from_array_1_0(part[:1]) | {"shape": (rows, *part.shape[1:])}
+                np.lib.format.write_array_header_1_0(stream, described)
+            stream.write(np.ascontiguousarray(part).data)
+            done += len(part)
+    if done != rows:
+        raise ValueError(f"{file.name}: {done} rows instead of {rows}")
+
+
+def _approximate(index: ClipIndex, config: SearchConfig) -> dict[str, Any]:
+    """Build what finds the short lists, into the index's folder; return what index.json says of the search."""
+    lists = config.lists or max(1, int(4 * np.sqrt(len(index))))
+    width = index.text.shape[1] + config.frames * index.frames.shape[1]
+
+    def vectors(rows: np.ndarray) -> np.ndarray:
+        out = np.empty((len(rows), width), dtype=np.float32)
+        for some, here in zip(blocks(rows), blocks(out), strict=True):
+            here[:] = index.vectors(some, config.frames)
+        return out
+
+    coarse = Shortlist.build(len(index), vectors, width, config.dimensions, lists)
+    coarse.save(index.path)
+    settings = {
+        "kind": "approximate",
+        "clips": len(index),
+        "dimensions": coarse.basis.shape[1],
+        "frames": config.frames,
+        "lists": coarse.lists,
+    }
+    index.coarse = coarse
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.choice(len(index), size=min(config.queries, len(index)), replace=False))
+    return settings | _calibrated(index, config, rows)
+
+
+def _calibrated(index: ClipIndex, config: SearchConfig, rows: np.ndarray) -> dict[str, Any]:
+    """Return the fewest probes and the shortest list, and the recall over the clips `rows` as queries.
+
+    A clip finds itself at once, so that its 10 best others are looked at.
+    """
+    wanted = min(RECALL_AT, len(index) - 1)
+    text = np.asarray(index.text[rows], dtype=np.float32)
+    frames = index.resampled(rows, config.frames)
+    lists = index.coarse.lists
+    shares = [share for share in (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0) if share * lists >= 1] or [1.0]
+    probes = [config.probes] if config.probes else [max(1, round(share * lists)) for share in shares]
+    sizes = [config.shortlist] if config.shortlist else [100, 200, 400, 800, 1600, 3200]
+    settings = {"probes": probes[-1], "shortlist": sizes[-1], "recall_at_10": 1.0, "recall_queries": 0}
+    if wanted < 1:
+        return settings
+    exact = index.exact(text, frames, wanted + 1)
+    others = [[row for row in found if row != own][:wanted] for own, found in zip(rows, exact, strict=True)]
+    query = index.query(text, frames, config.frames)
+    best: tuple[float, dict[str, Any]] = (-1.0, settings)
+    for probe in probes:
+        found = index.coarse.search(query, min(max(sizes), len(index)), min(probe, lists))
+        for size in sizes:
+            hits = [len(set(a) & set(b[: size + 1].tolist())) for a, b in zip(others, found, strict=True)]
+            recall = sum(hits) / (wanted * len(rows))
+            settings = {"probes": min(probe, lists), "shortlist": size}
+            settings |= {"recall_at_10": round(recall, 4), "recall_queries": len(rows)}
+            if recall >= config.recall:
+                return settings
+            if recall > best[0]:
+                best = (recall, settings)
+    return best[1]
 
 
 def frame_features(
@@ -207,6 +363,83 @@ class Matches:
     visual: np.ndarray
 
 
+class Coded(Sequence[str]):
+    """A name for each clip, kept as the number of one of few different `names`."""
+
+    def __init__(self, names: Sequence[str], codes: np.ndarray) -> None:
+        self.names, self.codes = names, codes
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, index):  # type: ignore[override]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.names[int(self.codes[index])]
+
+    def rows_of(self, wanted: Sequence[str]) -> np.ndarray:
+        """Return the rows whose name is one of `wanted`, ascending."""
+        if not wanted:
+            return np.zeros(0, dtype=np.int64)
+        wanted = set(wanted)
+        chosen = [number for number, name in enumerate(self.names) if name in wanted]
+        return np.flatnonzero(np.isin(self.codes, chosen)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What is known of the n clips of an index besides their features: arrays, no object for a clip.
+
+    Attributes:
+        ids: n.       instructions, tasks, groups: the different names, and (n,) int32 numbers of them.
+        store: (n,) int32, which of the index's stores.      lengths: (n,) int64, stored frames.
+    """
+
+    ids: Names
+    instructions: tuple[Names, np.ndarray]
+    tasks: tuple[Names, np.ndarray]
+    groups: tuple[Names, np.ndarray]
+    store: np.ndarray
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def save(self, file: Path) -> None:
+        values = {"ids_text": self.ids.text, "ids_end": self.ids.end, "store": self.store, "lengths": self.lengths}
+        for name in ("instructions", "tasks", "groups"):
+            names, codes = getattr(self, name)
+            values |= {f"{name}_text": names.text, f"{name}_end": names.end, name: codes}
+        np.savez(file, **values)
+
+    @classmethod
+    def load(cls, file: Path) -> Clips:
+        with np.load(file, allow_pickle=False) as found:
+            named = [
+                (Names(found[f"{name}_text"], found[f"{name}_end"]), found[name])
+                for name in ("instructions", "tasks", "groups")
+            ]
+            ids = Names(found["ids_text"], found["ids_end"])
+            clips = cls(ids, *named, found["store"], found["lengths"].astype(np.int64))
+        for values in (*(codes for _, codes in named), clips.store, clips.lengths):
+            if len(values) != len(ids):
+                raise ValueError(f"{file.name} has columns of different lengths")
+        return clips
+
+    @classmethod
+    def of_json(cls, entries: Sequence[dict[str, Any]]) -> Clips:
+        """Read the clips of version 1, which kept them in index.json."""
+
+        def named(key: str) -> tuple[Names, np.ndarray]:
+            codes: dict[str, int] = {}
+            numbers = [codes.setdefault(entry[key], len(codes)) for entry in entries]
+            return Names.of(codes), np.array(numbers, dtype=np.int32)
+
+        store, lengths = (np.array([entry[key] for entry in entries], dtype=np.int64) for key in ("store", "frames"))
+        ids = Names.of(entry["id"] for entry in entries)
+        return cls(ids, named("instruction"), named("task"), named("group"), store, lengths)
+
+
 class ClipIndex:
     """A saved index, ready to search.
 
@@ -216,28 +449,38 @@ class ClipIndex:
         start: (clips + 1,) where each clip's frames begin.
         stores: [{"path", "fingerprint"}]; `store` (clips,) says which is a clip's.
         encoder_hash: of the encoders the features are from.
+        settings: how it is searched, as index.json has it: "kind" and, if approximate, the parameters and the recall
+            that was measured; `coarse`, what finds the short lists, or None.
     """
 
-    def __init__(self, path: Path, values: dict[str, Any], text: np.ndarray, frames: np.ndarray) -> None:
-        clips = values["clips"]
-        self.path, self.text, self.frames = path, text, frames
-        self.ids = [clip["id"] for clip in clips]
-        self.instructions = [clip["instruction"] for clip in clips]
-        self.tasks = [clip["task"] for clip in clips]
-        self.groups = [clip["group"] for clip in clips]
-        self.store = np.array([clip["store"] for clip in clips], dtype=np.int64)
+    def __init__(
+        self,
+        path: Path,
+        values: dict[str, Any],
+        clips: Clips,
+        text: np.ndarray,
+        frames: np.ndarray,
+        coarse: Shortlist | None = None,
+    ) -> None:
+        self.path, self.text, self.frames, self.coarse = path, text, frames, coarse
+        self.ids = clips.ids
+        self.instructions, self.tasks = Coded(*clips.instructions), Coded(*clips.tasks)
+        self.groups = Coded(*clips.groups)
+        self.store = clips.store
         self.stores: list[dict[str, str]] = values["stores"]
-        self.start = np.concatenate([[0], np.cumsum([clip["frames"] for clip in clips])]).astype(np.int64)
+        self.start = np.concatenate([[0], np.cumsum(clips.lengths)]).astype(np.int64)
+        self.settings: dict[str, Any] = values.get("search", {"kind": "exact"})
         self.encoder_hash: str = values["encoders"]["hash"]
         self._encoders = values["encoders"]
-        self._searchers: dict[int, Any] = {}
+        self._files: dict[str, Any] = values.get("files", {})
+        self._flat: dict[int, Any] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @classmethod
     def load(cls, path: str | Path, encoder_hash: str | None = None) -> ClipIndex:
-        """Read an index.
+        """Open an index; features stay on the disk. Large files are tested by their size only, see `verify`.
 
         Args:
             encoder_hash: refuse an index whose features are from another encoder than this.
@@ -249,26 +492,41 @@ class ClipIndex:
         if not (path / "index.json").is_file():
             what = "is no clip index" if path.exists() else "does not exist"
             raise UserError(f"{path}: {what}; make one with `arvrm index`")
-        try:
+        with _damage_named(path):
             values = json.loads((path / "index.json").read_text())
-            if (values["format"], values["version"]) != (FORMAT, VERSION):
+            if values["format"] != FORMAT or values["version"] not in (1, VERSION):
                 raise ValueError(f"format {values['format']!r} version {values['version']}, expected {VERSION}")
-            for name, checksum in values["files"].items():
-                if _checksum(path / name) != checksum:
-                    raise ValueError(f"{name} fails its checksum")
-            text = np.load(path / "text.npy")
-            frames = np.load(path / "frames.npy", mmap_mode="r")
-            index = cls(path, values, text, frames)
+            if values["version"] == 1:
+                values["files"] = {name: {"sha256": checksum} for name, checksum in values["files"].items()}
+            for name, expected in values["files"].items():
+                size = (path / name).stat().st_size
+                _test(path / name, expected, size <= TESTED_AT_LOADING or values["version"] == 1)
+            clips = Clips.of_json(values["clips"]) if values["version"] == 1 else Clips.load(path / "clips.npz")
+            text, frames = (np.load(path / name, mmap_mode="r") for name in ("text.npy", "frames.npy"))
+            approximate = values.get("search", {}).get("kind") == "approximate"
+            index = cls(path, values, clips, text, frames, Shortlist.load(path) if approximate else None)
             if len(text) != len(index) or len(frames) != index.start[-1]:
                 raise ValueError(f"{len(index)} clips but {len(text)} texts and {len(frames)} frames")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: is damaged ({error}); make it anew with `arvrm index --overwrite`") from error
+            if approximate:
+                expected = text.shape[1] + index.settings["frames"] * frames.shape[1]
+                if len(index.coarse) != len(index) or len(index.coarse.mean) != expected:
+                    raise ValueError("the coarse index is not of these clips")
         if encoder_hash is not None and encoder_hash != index.encoder_hash:
             raise UserError(
                 f"{path}: its features are from encoder {index.encoder_hash}, not {encoder_hash}; make the index anew "
                 "with this checkpoint"
             )
         return index
+
+    def verify(self) -> None:
+        """Test the checksums of all files, which reads everything.
+
+        Raises:
+            UserError: names the first file that is damaged.
+        """
+        with _damage_named(self.path):
+            for name, expected in self._files.items():
+                _test(self.path / name, expected, True)
 
     @cached_property
     def encoders(self) -> FrozenEncoders:
@@ -315,7 +573,6 @@ class ClipIndex:
         Raises:
             UserError: widths that are not the index's.
         """
-        faiss = _faiss()
         text, frames = np.atleast_2d(text).astype(np.float32), np.asarray(frames, dtype=np.float32)
         frames = frames[None] if frames.ndim == 2 else frames
         if text.shape[1] != self.text.shape[1] or frames.shape[2] != self.frames.shape[1] or len(text) != len(frames):
@@ -324,26 +581,92 @@ class ClipIndex:
                 f"D={self.frames.shape[1]}; compute them with the index's own encoders"
             )
         text, frames = _unit(text), _unit(frames)
-        excluded = np.flatnonzero(np.isin(self.groups, list(exclude_groups))).astype(np.int64)
+        excluded = self.groups.rows_of(exclude_groups)
         count = min(clips, len(self) - len(excluded))
         rows = np.full((len(text), clips), -1, dtype=np.int64)
-        if count > 0:
-            searcher = self._searcher(frames.shape[1])
-            query = np.concatenate([text, frames.reshape(len(frames), -1)], axis=1)
-            kind = faiss.SearchParametersIVF if isinstance(searcher, faiss.IndexIVF) else faiss.SearchParameters
-            options = {"nprobe": searcher.nprobe} if isinstance(searcher, faiss.IndexIVF) else {}
-            if len(excluded):
-                options["sel"] = faiss.IDSelectorNot(faiss.IDSelectorBatch(excluded))
-            _, found = searcher.search(np.ascontiguousarray(query), count, params=kind(**options))
-            rows[:, :count] = found
+        if count > 0 and self.coarse is not None:
+            rows[:, :count] = self._shortlisted(text, frames, count, excluded)
+        elif count > 0:
+            rows[:, :count] = self.exact(text, frames, count, excluded)
+        language, visual = self._terms(rows, text, frames)
         known = rows >= 0
-        language = np.where(known, np.einsum("qjd,qd->qj", self.text[rows], text), 0).astype(np.float32)
-        resampled = self._resampled(frames.shape[1])
-        visual = np.zeros_like(language)
-        for j in range(clips):
-            visual[:, j] = np.einsum("qtd,qtd->q", resampled(rows[:, j]), frames)
-        visual = np.where(known, visual, 0).astype(np.float32)
-        return Matches(rows, np.where(known, language + visual, -np.inf).astype(np.float32), language, visual)
+        total = np.where(known, language + visual, -np.inf).astype(np.float32)
+        if not np.isfinite(total[known]).all():
+            row = int(rows[known & ~np.isfinite(total)][0])
+            raise UserError(f"{self.path}: clip {self.ids[row]!r} has features that are no numbers; make it anew")
+        return Matches(rows, total, language, visual)
+
+    def exact(self, text: np.ndarray, frames: np.ndarray, count: int, excluded: np.ndarray | None = None) -> np.ndarray:
+        """Return the (Q, count) rows most similar to queries of unit length, compared with every clip."""
+        faiss = load_faiss()
+        query = np.concatenate([text, frames.reshape(len(frames), -1)], axis=1)
+        length, excluded = frames.shape[1], np.zeros(0, dtype=np.int64) if excluded is None else excluded
+        if len(self) * query.shape[1] * 4 <= FLAT_BYTES:
+            if length not in self._flat:
+                self._flat[length] = faiss.IndexFlatIP(query.shape[1])
+                for rows in blocks(np.arange(len(self)), 8192):
+                    self._flat[length].add(self.vectors(rows, length))
+            chosen = {"sel": faiss.IDSelectorNot(faiss.IDSelectorBatch(excluded))} if len(excluded) else {}
+            params = faiss.SearchParameters(**chosen)
+            return self._flat[length].search(np.ascontiguousarray(query), count, params=params)[1]
+        best = np.full((len(query), 0), -np.inf, dtype=np.float32)
+        found = np.zeros((len(query), 0), dtype=np.int64)
+        wanted = torch.from_numpy(query)
+        for rows in blocks(np.setdiff1d(np.arange(len(self)), excluded)):
+            score = (wanted @ torch.from_numpy(self.vectors(rows, length)).T).numpy()
+            best, found = np.hstack([best, score]), np.hstack([found, np.broadcast_to(rows, score.shape)])
+            order = np.argsort(-best, axis=1, kind="stable")[:, :count]
+            best, found = np.take_along_axis(best, order, 1), np.take_along_axis(found, order, 1)
+        return found
+
+    def vectors(self, rows: np.ndarray, frames: int) -> np.ndarray:
+        """Return (n, E + frames D) float32: what the similarity to a query is the inner product with."""
+        text = np.asarray(self.text[rows], dtype=np.float32)
+        return np.concatenate([text, self.resampled(rows, frames).reshape(len(rows), -1)], axis=1)
+
+    def resampled(self, rows: np.ndarray, frames: int) -> np.ndarray:
+        """Return the features of `frames` frames of each clip, rows.shape + (frames, D) float32."""
+        start = self.start[rows]
+        picks = start[..., None] + resample(self.start[np.asarray(rows) + 1] - start, frames)
+        # torch converts half precision several times as fast as NumPy.
+        return torch.from_numpy(self.frames[picks]).float().numpy()
+
+    def query(self, text: np.ndarray, frames: np.ndarray, places: int) -> np.ndarray:
+        """Return (Q, E + places D): the query to compare with clips of `places` frames in place of its own number.
+
+        Each frame is added at the nearest of the places, so that a product with a clip's vector is still the sum over
+        the query's frames.
+        """
+        spread = np.zeros((len(frames), places, frames.shape[2]), dtype=np.float32)
+        for t, place in enumerate(resample(places, frames.shape[1])):
+            spread[:, place] += frames[:, t]
+        return np.concatenate([text, spread.reshape(len(frames), -1)], axis=1)
+
+    def _shortlisted(self, text: np.ndarray, frames: np.ndarray, count: int, excluded: np.ndarray) -> np.ndarray:
+        query = self.query(text, frames, self.settings["frames"])
+        size = min(max(self.settings["shortlist"], count), len(self) - len(excluded))
+        found = self.coarse.search(query, size, self.settings["probes"], excluded)
+        short = np.flatnonzero((found >= 0).sum(axis=1) < count)
+        if len(short):  # the probed clusters hold too few that are not excluded
+            found[short] = self.coarse.search(query[short], size, self.coarse.lists, excluded)
+        rows = np.full((len(text), count), -1, dtype=np.int64)
+        for number, candidates in enumerate(found):
+            candidates = np.sort(candidates[candidates >= 0])  # in the order of the disk
+            here = slice(number, number + 1)
+            language, visual = self._terms(candidates[None], text[here], frames[here])
+            order = np.argsort(-(language + visual)[0], kind="stable")[:count]
+            rows[number, : len(order)] = candidates[order]
+        return rows
+
+    def _terms(self, rows: np.ndarray, text: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the language and the visual term (Q, J) float32 of clips `rows` (Q, J); 0 where a row is -1."""
+        known = rows >= 0
+        language = np.einsum("qjd,qd->qj", np.asarray(self.text[rows], dtype=np.float32), text)
+        visual = np.zeros(rows.shape, dtype=np.float32)
+        for query, some in enumerate(np.maximum(rows, 0)):
+            seen = torch.from_numpy(self.resampled(some, frames.shape[1]).reshape(len(some), -1))
+            visual[query] = (seen @ torch.from_numpy(np.ascontiguousarray(frames[query]).reshape(-1))).numpy()
+        return np.where(known, language, 0).astype(np.float32), np.where(known, visual, 0).astype(np.float32)
 
     def align(
         self, row: int, frames: int, query: np.ndarray | None = None, method: Literal["uniform", "dtw"] = "uniform"
@@ -360,40 +683,19 @@ class ClipIndex:
             raise ValueError(f"align: dtw needs the features of the {frames} frames of the query")
         return warp(_unit(np.asarray(query, dtype=np.float32)) @ self.clip_features(row).T, part=True)
 
-    def _resampled(self, frames: int) -> Callable[[np.ndarray], np.ndarray]:
-        lengths = np.diff(self.start)
-        picks = self.start[:-1, None] + np.stack([resample(length, frames) for length in lengths])
-        return lambda rows: np.asarray(self.frames[picks[rows]], dtype=np.float32)
 
-    def _searcher(self, frames: int) -> Any:
-        """Exact inner products over concatenated features, or, for many clips, an inverted file over them."""
-        faiss = _faiss()
-        if frames not in self._searchers:
-            of = self._resampled(frames)
-            width = self.text.shape[1] + frames * self.frames.shape[1]
-            every = np.arange(len(self))
+def resample(length: int | np.ndarray, frames: int) -> np.ndarray:
+    """Return (frames,) int64 indices spread uniformly over 0..length-1, both ends included; one frame: the middle.
 
-            def vectors(rows: np.ndarray) -> np.ndarray:
-                return np.ascontiguousarray(np.concatenate([self.text[rows], of(rows).reshape(len(rows), -1)], axis=1))
-
-            if len(self) < LARGE:
-                searcher = faiss.IndexFlatIP(width)
-            else:
-                lists = int(4 * np.sqrt(len(self)))
-                searcher = faiss.index_factory(width, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
-                searcher.train(vectors(np.random.default_rng(0).permutation(every)[: 40 * lists]))
-                searcher.nprobe = max(8, lists // 16)
-            for start in range(0, len(self), 8192):
-                searcher.add(vectors(every[start : start + 8192]))
-            self._searchers[frames] = searcher
-        return self._searchers[frames]
-
-
-def resample(length: int, frames: int) -> np.ndarray:
-    """Return (frames,) int64 indices spread uniformly over 0..length-1, both ends included; one frame: the middle."""
+    Of an array of lengths: length.shape + (frames,).
+    """
+    length = np.asarray(length, dtype=np.int64)
     if frames == 1:
-        return np.array([(length - 1) // 2])
-    return np.round(np.linspace(0, length - 1, frames)).astype(np.int64)
+        return ((length - 1) // 2)[..., None]
+    # As np.linspace rounds, for each length by itself.
+    spread = np.arange(frames) * ((length - 1) / (frames - 1))[..., None]
+    spread[..., -1] = length - 1
+    return np.round(spread).astype(np.int64)
 
 
 def warp(similarity: np.ndarray, part: bool = False) -> np.ndarray:
@@ -547,7 +849,7 @@ class RetrievedClips:
         text = self.index.encoders.sentences(robots.sentences)
         if config.query == "episode":
             lengths = np.diff(robots.image_start)
-            rows = robots.image_start[:-1, None] + np.stack([resample(length, config.frames) for length in lengths])
+            rows = robots.image_start[:-1, None] + resample(lengths, config.frames)
             episodes = np.arange(len(robots))
         else:
             rows, _ = robots.window_frames(np.arange(len(robots.step_of_image)), self.history)
@@ -604,16 +906,24 @@ class RetrievedClips:
         return out
 
 
-def _faiss() -> Any:
-    # Its loader tells which instruction sets it looked for; another library's logging set-up may let that through.
-    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
-    import faiss
-
-    return faiss
-
-
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-8)
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: is damaged ({error}); make it anew with `arvrm index --overwrite`") from error
+
+
+def _test(file: Path, expected: dict[str, Any], whole: bool) -> None:
+    size = file.stat().st_size
+    if "bytes" in expected and size != expected["bytes"]:
+        raise ValueError(f"{file.name} has {size} bytes instead of {expected['bytes']}")
+    if whole and _checksum(file) != expected["sha256"]:
+        raise ValueError(f"{file.name} fails its checksum")
 
 
 def _checksum(file: Path) -> str:

@@ -163,7 +163,7 @@ def test_windows_are_drawn_as_often_in_segments_as_one_by_one(root):
     alone = RobotData(config(root, balance_tasks=True), PolicyNet(config(root).model))
 
     def shares(sampler):
-        return dict(zip(sampler.anchors.tolist(), np.diff(sampler.cumulated, prepend=0.0), strict=True))
+        return dict(zip(*(column.tolist() for column in sampler.weights()), strict=True))
 
     by_segment, one_by_one = shares(data.sampler), shares(alone.sampler)
     total = {}

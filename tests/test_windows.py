@@ -16,11 +16,11 @@ from arvrm.windows import (
     StoreFrames,
     TextTable,
     WindowConfig,
-    anchor_weights,
     choose_hand,
     decode_frames,
     few_shot,
     held_out_groups,
+    mixing_shares,
     split_episodes,
 )
 
@@ -204,7 +204,7 @@ def test_mixing_weights_and_task_balance_are_respected(tmp_path):
     )
     table = EpisodeTable([first, second], "robot", 3)
     anchors = np.arange(len(table.step_of_image))
-    weights = anchor_weights(table, anchors, [3.0, 1.0])
+    weights = mixing_shares(table, anchors, [3.0, 1.0])
     sampler = AnchorSampler(table, anchors, weights, seed=5)
     drawn = np.concatenate([sampler.draw(step, 64) for step in range(200)])
     episode = table.episode_of_image[drawn]
@@ -218,7 +218,7 @@ def test_mixing_weights_and_task_balance_are_respected(tmp_path):
 def test_draws_depend_on_seed_and_step_alone(tmp_path):
     table = EpisodeTable([robot_store(tmp_path / "s")], "robot", 3)
     anchors = np.arange(len(table.step_of_image))
-    weights = anchor_weights(table, anchors)
+    weights = mixing_shares(table, anchors)
     one, other = (AnchorSampler(table, anchors, weights, seed=3) for _ in range(2))
     one.draw(0, 8)
     assert np.array_equal(one.draw(7, 8), other.draw(7, 8))
@@ -229,7 +229,7 @@ def test_draws_depend_on_seed_and_step_alone(tmp_path):
 def test_wrong_number_of_weights_is_named(tmp_path):
     table = EpisodeTable([robot_store(tmp_path / "s")], "robot", 3)
     with pytest.raises(UserError, match="2 given for 1 stores"):
-        anchor_weights(table, np.arange(3), [1.0, 1.0])
+        mixing_shares(table, np.arange(3), [1.0, 1.0])
 
 
 def test_store_of_the_other_embodiment_is_refused(tmp_path):
@@ -281,7 +281,7 @@ def test_batch_of_128_assembles_in_10_ms(tmp_path):
     store = robot_store(tmp_path / "s", tasks=3, per_task=10, steps=60, size=96)
     windows = robot_windows(store, chunk=10)
     anchors = windows.anchors(np.arange(len(windows.table)))
-    sampler = AnchorSampler(windows.table, anchors, anchor_weights(windows.table, anchors), seed=0)
+    sampler = AnchorSampler(windows.table, anchors, mixing_shares(windows.table, anchors), seed=0)
     times = []
     for step in range(20):
         start = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,10 @@ def _wrap(angles: np.ndarray) -> np.ndarray:
     return (angles + math.pi) % (2.0 * math.pi) - math.pi
 
 
+_CACHED_SENTENCES = 65_536
+_Lengths = Callable[[list[str]], list[int]]
+
+
 class TextEncoder:
     """Frozen text encoder; not part of the network, so that its output can be stored with a window.
 
@@ -120,9 +125,9 @@ class TextEncoder:
         self.config = config
         self._cache: dict[str, Tensor] = {}
         if config.encoder == "wordllama":
-            self._embed = _wordllama(config)
+            self._embed, self._lengths = _wordllama(config)
         else:
-            self._embed = _clip_text(config)
+            self._embed, self._lengths = _clip_text(config)
 
     def tokens(self, sentences: list[str]) -> tuple[Tensor, Tensor]:
         """Return embeddings (B, L, E) float32, zero past the end, and mask (B, L) bool. Cached per sentence."""
@@ -135,20 +140,34 @@ class TextEncoder:
             mask[i, : len(row)] = True
         return embeddings, mask
 
+    def length(self, sentences: Sequence[str]) -> int:
+        """Return L, the tokens of the longest sentence, without embedding any."""
+        longest = 0
+        for start in range(0, len(sentences), 4096):
+            longest = max(longest, *self._lengths([_key(s) for s in sentences[start : start + 4096]]))
+        return longest
+
     def sentence(self, sentences: list[str]) -> Tensor:
         """Return (B, E) float32 of unit length: the mean token, not learnt. What retrieval compares."""
         return F.normalize(torch.stack([self._row(sentence).mean(0) for sentence in sentences]), dim=-1)
 
     def _row(self, sentence: str) -> Tensor:
-        key = " ".join(sentence.lower().split())
-        if not key:
-            raise UserError(f"instruction {sentence!r} is empty; give at least one word")
+        key = _key(sentence)
         if key not in self._cache:
+            if len(self._cache) >= _CACHED_SENTENCES:
+                self._cache.clear()
             self._cache[key] = self._embed(key)
         return self._cache[key]
 
 
-def _wordllama(config: TextConfig) -> Any:
+def _key(sentence: str) -> str:
+    key = " ".join(sentence.lower().split())
+    if not key:
+        raise UserError(f"instruction {sentence!r} is empty; give at least one word")
+    return key
+
+
+def _wordllama(config: TextConfig) -> tuple[Callable[[str], Tensor], _Lengths]:
     import wordllama
 
     # The wheel's own folder holds weights and tokenizer; its loader only looks there when told to.
@@ -157,15 +176,15 @@ def _wordllama(config: TextConfig) -> Any:
     if table.shape[1] != config.width:
         raise UserError(f"text.width: wordllama gives {table.shape[1]} numbers per token, got {config.width}")
 
-    def embed(sentence: str) -> Tensor:
-        # encode_batch, since the loader has set padding and truncation for batches.
-        ids = model.tokenizer.encode_batch([sentence], add_special_tokens=False)[0].ids[: config.max_tokens]
-        return table[torch.tensor(ids)]
+    def tokens(sentences: list[str]) -> list[list[int]]:
+        # One at a time, since the loader has set padding to the longest for batches.
+        encoded = (model.tokenizer.encode_batch([sentence], add_special_tokens=False)[0] for sentence in sentences)
+        return [one.ids[: config.max_tokens] for one in encoded]
 
-    return embed
+    return lambda sentence: table[torch.tensor(tokens([sentence])[0])], lambda many: list(map(len, tokens(many)))
 
 
-def _clip_text(config: TextConfig) -> Any:
+def _clip_text(config: TextConfig) -> tuple[Callable[[str], Tensor], _Lengths]:
     transformers = _transformers("text.encoder 'clip'")
     if config.path and Path(config.path).is_file():
         tokenizer = backbones.clip_tokenizer(config.path)
@@ -181,7 +200,7 @@ def _clip_text(config: TextConfig) -> Any:
         inputs = tokenizer([sentence], return_tensors="pt", truncation=True, max_length=limit)
         return model(**inputs).text_embeds.float()
 
-    return embed
+    return embed, lambda sentences: [1] * len(sentences)
 
 
 def _transformers(need: str) -> Any:

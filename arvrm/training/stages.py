@@ -10,6 +10,7 @@ Every row of the claim is a switch of one `FinetuneConfig`, with the same update
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import platform
@@ -36,6 +37,7 @@ from arvrm.retrieval import (
     FrozenEncoders,
     RetrievalConfig,
     RetrievedClips,
+    SearchConfig,
     build_index,
     frame_features,
 )
@@ -49,20 +51,24 @@ from arvrm.training.loop import (
     write_json,
 )
 from arvrm.windows import (
+    IN_MEMORY_BYTES,
+    Anchors,
     AnchorSampler,
     EpisodeTable,
     FrameBank,
     HumanWindows,
+    LazyText,
     RobotWindows,
     Segments,
     StoreFrames,
     TextTable,
     WindowConfig,
-    anchor_weights,
+    cell_counts,
     cut_segments,
     decode_frames,
     few_shot,
     in_batches,
+    mixing_shares,
     split_episodes,
     store_fingerprint,
 )
@@ -78,16 +84,19 @@ class DataConfig:
     """Which episodes.
 
     Attributes:
-        stores: episode stores.
-        weights: each store's share of the batches; null: by number of windows.
+        stores: episode stores. A name with * or ? stands for all stores that it matches, which are mixed like one.
+        weights: the share of the batches of each name in `stores`; null: by number of windows.
         balance_tasks: within a store each task gets the same share.
+        order: "random": windows are drawn independently; "epochs": every window comes before one comes again, as far as
+            weights and balance allow (windows.AnchorSampler says how).
         tasks: only these; null: all.
         episodes_per_task: at most so many training episodes of each task; null: all.
         share: of the training episodes that is used, drawn by `seed`.
         validation: share of the groups that is held out; 0: none.
         validation_windows: held-out windows that are looked at (spread evenly), a bound on the time it takes.
         seed: of the split and of `episodes_per_task`.
-        in_memory: decode all frames once, before the first update; false: read them from the stores as they are needed.
+        in_memory: decode all frames once, before the first update; false: read them, and human keypoints, from the
+            stores as they are needed, which gives the same batches; null: in memory if they take at most 4 GiB.
         frozen_features: a frozen image encoder reads every frame once, before training, without augmentation; false: it
             reads each batch's images, randomly shifted.
         feature_precision: how those features are kept. fp16 takes 0.3 MB a frame of a ViT-B/16 and changes losses in
@@ -95,19 +104,21 @@ class DataConfig:
         segment_windows: robot windows that are drawn together, one stride apart, so that each of their frames is read,
             augmented and encoded once instead of once a window; 0: windows are drawn one by one. A batch is rounded up
             to whole segments.
-        cache: folder for decoded frames and frozen features, shared by runs; null: this run's memory only.
+        cache: folder for the stores' headers as arrays, decoded frames and frozen features, shared by runs; null: this
+            run's memory only.
     """
 
     stores: tuple[str, ...] = ()
     weights: tuple[float, ...] | None = None
     balance_tasks: bool = True
+    order: Literal["random", "epochs"] = "random"
     tasks: tuple[str, ...] | None = None
     episodes_per_task: int | None = None
     share: float = 1.0
     validation: float = 0.1
     validation_windows: int = 512
     seed: int = 0
-    in_memory: bool = True
+    in_memory: bool | None = None
     frozen_features: bool = True
     feature_precision: Literal["fp16", "fp32"] = "fp16"
     segment_windows: int = 0
@@ -149,6 +160,7 @@ class IndexConfig:
         output: the index's folder.
         overwrite: replace an existing index.
         cache: folder for frame features; null: none.
+        search: how the index is searched: all clips, or, of many, a short list.
     """
 
     stores: tuple[str, ...]
@@ -156,6 +168,7 @@ class IndexConfig:
     output: str
     overwrite: bool = False
     cache: str | None = None
+    search: SearchConfig = field(default_factory=SearchConfig)
 
 
 @dataclass(frozen=True)
@@ -206,8 +219,7 @@ def pretrain(config: PretrainConfig, progress: bool = True) -> TrainResult:
         UserError: the output exists, a store is missing or holds no human clip, the loss is not a number.
     """
     _check(config, "pretrain")
-    stores = _open(config.data.stores)
-    table = EpisodeTable(stores, "human", config.window.stride)
+    table = open_table(config.data, "human", config.window.stride)
     train, held_out = _split(table, config.data)
     torch.manual_seed(config.train.seed)
     model = KeypointVLM(config.model)
@@ -215,7 +227,7 @@ def pretrain(config: PretrainConfig, progress: bool = True) -> TrainResult:
         table, "rgb_static", config.data, config.model, model.static_encoder, config.train, progress
     )
     text = text_table(table, TextEncoder(config.model.text))
-    windows = HumanWindows(table, config.window, config.model.keypoints, text, frames, features)
+    windows = HumanWindows(table, config.window, config.model.keypoints, text, frames, features, config.data.in_memory)
     sampler = _sampler(table, windows.anchors(train), config.data, config.train.seed)
     size = config.train.batch // config.train.accumulate
 
@@ -332,7 +344,7 @@ def judge_windows(
             distance = (guess - truth[:, at])[..., :2].norm(dim=-1) * (PIXELS / 2)
             sums[row].append(torch.where(mask, distance, torch.zeros_like(distance)).double().cpu().numpy())
         counts.append(mask.cpu().numpy())
-    shape = (0, len(AHEAD), windows.keypoints.shape[1])
+    shape = (0, len(AHEAD), windows.joints)
     return Judged(
         loss / max(1, len(anchors)),
         {row: np.concatenate([np.zeros(shape), *parts]) for row, parts in sums.items()},
@@ -474,7 +486,7 @@ def _held_out_ids(
     if not any(store_fingerprint(store) in trained for store in stores):
         return {}
     # The split is one over all of the run's stores, so it takes all of them to know it.
-    table = EpisodeTable(_open(data.stores), "human", window.stride)
+    table = open_table(data, "human", window.stride)
     found = {store_fingerprint(store): set() for store in table.stores}
     if not trained <= set(found):
         raise UserError(
@@ -551,7 +563,17 @@ def build_index_stage(config: IndexConfig, progress: bool = True) -> Path:
     stores = _open(config.stores)
     total = sum(store.manifest["counts"]["frames"] for store in stores)
     with _bar("index", total, progress) as bar:
-        return build_index(stores, encoders, config.output, config.overwrite, config.cache, bar.update).path
+        index = build_index(stores, encoders, config.output, config.overwrite, config.cache, bar.update, config.search)
+    if index.coarse is not None and progress:
+        found, wanted = index.settings["recall_at_10"], config.search.recall
+        note = "" if found >= wanted else f", less than the {wanted:g} asked for; search.kind=exact finds all"
+        print(
+            f"{index.path}: {len(index)} clips, approximate search with {index.settings['probes']} of "
+            f"{index.settings['lists']} clusters and {index.settings['shortlist']} clips compared: recall@10 {found:g}"
+            f"{note}",
+            file=sys.stderr,
+        )
+    return index.path
 
 
 def frozen_encoders(checkpoint: str | Path) -> FrozenEncoders:
@@ -580,7 +602,7 @@ class RobotData:
     def __init__(self, config: FinetuneConfig, model: PolicyNet, progress: bool = False) -> None:
         self.config = config
         data, window = config.data, config.window
-        table = EpisodeTable(_open(data.stores), "robot", window.stride)
+        table = open_table(data, "robot", window.stride)
         self.train_episodes, held_out = _split(table, data)
         encoder = TextEncoder(config.model.text)
         train = config.train
@@ -609,14 +631,20 @@ class RobotData:
     def _retrieve(self, encoder: TextEncoder, model: PolicyNet, progress: bool) -> RetrievedClips:
         config, table = self.config, self.windows.table
         index = ClipIndex.load(config.index)
-        humans = EpisodeTable(index.open_stores(), "human", config.window.stride)
+        humans = EpisodeTable(index.open_stores(), "human", config.window.stride, config.data.cache)
         images = features = None
         if config.model.loss.replay > 0:
             images, features = _frames(
                 humans, "rgb_static", config.data, config.model, model.vlm.static_encoder, config.train, progress
             )
         windows = HumanWindows(
-            humans, config.window, config.model.keypoints, text_table(humans, encoder), images, bool(features)
+            humans,
+            config.window,
+            config.model.keypoints,
+            text_table(humans, encoder),
+            images,
+            bool(features),
+            config.data.in_memory,
         )
         seen = None
         if config.retrieval.choice == "similar" or config.retrieval.align == "dtw":
@@ -719,16 +747,35 @@ def policy_errors(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def text_table(table: EpisodeTable, encoder: TextEncoder) -> TextTable:
-    """Embed every sentence of `table` once."""
+def text_table(table: EpisodeTable, encoder: TextEncoder) -> TextTable | LazyText:
+    """Embed every sentence of `table` once; where that takes more than 4 GiB, a batch's when it is asked for."""
+    length = encoder.length(table.sentences)
+    if len(table.sentences) * length * encoder.config.width * 4 > IN_MEMORY_BYTES:
+        return LazyText(table.sentences, encoder.tokens, length)
     text, mask = encoder.tokens(list(table.sentences))
     return TextTable(text, mask)
 
 
-def _open(paths: Sequence[str]) -> list[EpisodeStore]:
-    if not paths:
+def open_table(data: DataConfig, embodiment: str, stride: int) -> EpisodeTable:
+    """Return the episodes of `data.stores`; those that one name with * or ? matches are mixed like one store."""
+    found = [_matching(name) for name in data.stores]
+    entries = [number for number, paths in enumerate(found) for _ in paths]
+    return EpisodeTable(_open(data.stores), embodiment, stride, data.cache, entries)
+
+
+def _open(names: Sequence[str]) -> list[EpisodeStore]:
+    if not names:
         raise UserError("data.stores: is empty; name at least one episode store")
-    return [EpisodeStore(path) for path in paths]
+    return [EpisodeStore(path) for name in names for path in _matching(name)]
+
+
+def _matching(name: str) -> list[str]:
+    if Path(name).exists() or not any(letter in name for letter in "*?["):
+        return [name]
+    paths = [path for path in sorted(glob.glob(name)) if os.path.isdir(path)]
+    if not paths:
+        raise UserError(f"data.stores: {name!r} matches no folder; see what is there")
+    return paths
 
 
 def _split(table: EpisodeTable, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -747,21 +794,26 @@ def _split(table: EpisodeTable, data: DataConfig) -> tuple[np.ndarray, np.ndarra
 
 
 def _sampler(
-    table: EpisodeTable, anchors: np.ndarray, data: DataConfig, seed: int, some: np.ndarray | None = None
+    table: EpisodeTable,
+    anchors: np.ndarray | Anchors,
+    data: DataConfig,
+    seed: int,
+    some: np.ndarray | None = None,
 ) -> AnchorSampler:
     """Return the sampler of `anchors`, or of `some` of them with the weights they have among all."""
     if len(anchors) == 0:
         raise UserError(f"{', '.join(data.stores)}: no training window is left; give more episodes or fewer held out")
-    weights = anchor_weights(table, anchors, data.weights, data.balance_tasks)
+    shares = mixing_shares(table, anchors, data.weights, data.balance_tasks)
     if some is not None:
         # A segment brings each of its windows once, so that its weight is one window's, not their sum.
-        anchors, weights = some, weights[np.searchsorted(anchors, some)]
-    return AnchorSampler(table, anchors, weights, seed)
+        shares = shares * cell_counts(table, some) / np.maximum(cell_counts(table, anchors), 1)
+        anchors, shares = some, shares / shares.sum()
+    return AnchorSampler(table, anchors, shares, seed, data.order)
 
 
-def _spread(anchors: np.ndarray, count: int) -> np.ndarray:
+def _spread(anchors: np.ndarray | Anchors, count: int) -> np.ndarray:
     if len(anchors) <= count:
-        return anchors
+        return np.asarray(anchors)
     return anchors[np.linspace(0, len(anchors) - 1, count).round().astype(np.int64)]
 
 
@@ -815,7 +867,11 @@ def _images(
     vision = model.vision
     # Reduced once when decoded, as the model would do at every step. A ViT enlarges: that is left to it.
     size = (vision.static_size if camera == "rgb_static" else vision.gripper_size) if vision.encoder == "conv" else None
-    if not data.in_memory:
+    in_memory = data.in_memory
+    if in_memory is None:
+        height, width = (size, size) if size else table.header(0).cameras[camera]
+        in_memory = table.frames * height * width * 3 <= IN_MEMORY_BYTES
+    if not in_memory:
         return StoreFrames(table, camera, size)
     with _bar(f"frames {camera}", len(table.step_of_image), progress) as bar:
         return decode_frames(table, camera, size, data.cache, progress=bar.update)
