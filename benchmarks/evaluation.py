@@ -15,14 +15,15 @@ import argparse
 import contextlib
 import io
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from scene_options import run, scene_parser
+
 from arvrm import evaluation
 from arvrm.evaluation import EvaluateConfig, evaluate
-from arvrm.interface import PolicySpec, UserError
+from arvrm.interface import PolicySpec
 from arvrm.results import load_results
 
 LOOKS = {
@@ -63,17 +64,8 @@ def measure(look: str, workers: int, arguments: argparse.Namespace) -> dict[str,
     }
 
 
-def main() -> int:
-    """Measure every combination, print a table, and write JSON on request."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--assets", choices=("builtin", "calvin"), default="builtin")
-    parser.add_argument("--scene", default="D")
-    parser.add_argument("--renderer", default="tiny", choices=("tiny", "egl", "auto"))
-    parser.add_argument("--chains", type=int, default=48)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--look", nargs="+", default=list(LOOKS), choices=LOOKS)
-    parser.add_argument("--json", type=Path, help="write the numbers here")
-    arguments = parser.parse_args()
+def measure_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure every combination and print a table."""
     print("images   workers  chains/h  (with start)  steps/s  physics  rendering  reset  oracle  expert  other")
     found = []
     for look in arguments.look:
@@ -87,13 +79,14 @@ def main() -> int:
                 f"{share['oracle']:>6}  {share['policy']:>6}  {share['other']:>5}",
                 flush=True,
             )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
-    return 0
+    return found
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"evaluation: {error}")
+    parser = scene_parser(__doc__)
+    parser.add_argument("--scene", default="D")
+    parser.add_argument("--renderer", default="tiny", choices=("tiny", "egl", "auto"))
+    parser.add_argument("--chains", type=int, default=48)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--look", nargs="+", default=list(LOOKS), choices=LOOKS)
+    run(parser, measure_all)

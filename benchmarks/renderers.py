@@ -8,15 +8,13 @@ the fastest image in milliseconds. CALVIN's assets need CALVIN_ROOT.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
-from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scene_options import run, scene_parser
 
 from arvrm.evaluation import official_chains
-from arvrm.interface import UserError
 from arvrm.sim.chains import chain_start
 from arvrm.sim.env import PlayTableEnv
 
@@ -68,14 +66,8 @@ def compare(scene: str, assets: str, states: int) -> dict[str, dict[str, float]]
     }
 
 
-def main() -> int:
-    """Compare, print a table, and write JSON on request."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--assets", choices=("builtin", "calvin"), default="builtin")
-    parser.add_argument("--scenes", nargs="+", default=["A", "B", "C", "D"])
-    parser.add_argument("--states", type=int, default=8)
-    parser.add_argument("--json", type=Path, help="write the numbers here")
-    arguments = parser.parse_args()
+def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compare scene by scene and print a table."""
     results = {}
     print("scene  camera   mean difference  pixels that differ  tiny ms  egl ms")
     for scene in arguments.scenes:
@@ -86,13 +78,11 @@ def main() -> int:
                 f"{row['tiny_ms']:7.1f}  {row['egl_ms']:6.1f}",
                 flush=True,
             )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
-    return 0
+    return results
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"renderers: {error}")
+    parser = scene_parser(__doc__)
+    parser.add_argument("--scenes", nargs="+", default=["A", "B", "C", "D"])
+    parser.add_argument("--states", type=int, default=8)
+    run(parser, measure_all)
