@@ -11,6 +11,7 @@ ALLOWED = {
     "interface": set(),
     "geometry": {"interface"},
     "config": {"interface"},
+    "processes": {"interface"},
     "results": {"interface"},
     "instructions": {"interface"},
     "episodes": BASE,
@@ -21,14 +22,14 @@ ALLOWED = {
     "nearest": set(),
     "retrieval": BASE | {"episodes", "model.encoders", "windows", "nearest"},
     "sources": BASE | {"episodes", "sim", "hands", "instructions"},
-    "training": BASE | {"windows", "retrieval", "episodes", "model", "instructions"},
+    "training": BASE | {"processes", "windows", "retrieval", "episodes", "model", "instructions"},
     "policy": BASE | {"model", "retrieval", "windows"},
     "films": {"interface"},
-    "evaluation": BASE | {"sim", "results", "instructions", "films"},
+    "evaluation": BASE | {"processes", "sim", "results", "instructions", "films"},
     "exhibits": BASE | {"model", "retrieval", "episodes", "hands"},
     "look": BASE | {"model", "windows", "sources", "episodes", "hands", "films"},
     "report": {"results", "interface"},
-    "paper": BASE | {"training", "model", "windows", "episodes"},
+    "paper": BASE | {"processes", "training", "model", "windows", "episodes"},
 }
 FREE = {"cli", "demo", "__main__", "__init__"}
 

@@ -47,7 +47,13 @@ def trainer(folder, batches=batch_of, model=None, **options):
     config = TrainConfig(**(defaults | {"device": "cpu", "tensorboard": False} | options))
     torch.manual_seed(config.seed)
     prepare_folder(Path(folder), resume=True, overwrite=False)
-    return Trainer(model or Line(), batches, config, Path(folder), save, describe=lambda index: f"episodes of {index}")
+
+    def numbered(step, piece):
+        return batches(step * piece.of + piece.number)
+
+    return Trainer(
+        model or Line(), numbered, config, Path(folder), save, describe=lambda step, piece: f"episodes of {step}"
+    )
 
 
 def lines(folder, split="train"):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from arvrm.interface import EULER_STEP_RAD, POSITION_STEP_M, UserError
 from arvrm.model import backbones
 from arvrm.model.config import ModelConfig, TextConfig, VisionConfig
+from arvrm.model.shares import draw_rows
 from arvrm.model.transformer import FullBlock, mlp
 
 STATE_SIZE = 18
@@ -244,7 +245,8 @@ def fit_images(images: Tensor, size: int, shift: float = 0.0) -> tuple[Tensor, T
     reach = round(shift * size)
     if reach == 0:
         return images, torch.zeros(batch, 2, device=images.device)
-    offset = torch.randint(-reach, reach + 1, (batch, 2), device=images.device)
+    device = images.device
+    offset = draw_rows(lambda n, g: torch.randint(-reach, reach + 1, (n, 2), generator=g, device=device), batch)
     line = torch.arange(size, device=images.device)
     columns = (line - offset[:, :1]).clamp_(0, size - 1).repeat_interleave(frames, 0)
     rows = (line - offset[:, 1:]).clamp_(0, size - 1).repeat_interleave(frames, 0)
@@ -270,7 +272,10 @@ def jitter_colours(images: Tensor, windows: int, strength: float) -> Tensor:
         return images
     frames = len(images) // windows
     device = images.device
-    common, single, offset = (torch.rand(windows, n, device=device) * 2.0 - 1.0 for n in (1, 3, 3))
+    common, single, offset = (
+        draw_rows(lambda rows, g, n=n: torch.rand(rows, n, generator=g, device=device), windows) * 2.0 - 1.0
+        for n in (1, 3, 3)
+    )
     gain = 1.0 + strength * common + strength / 3.0 * single
     # Around the middle, so that brightness and contrast vary together.
     offset = 128.0 * (1.0 - gain) * 0.5 + 64.0 * strength * offset

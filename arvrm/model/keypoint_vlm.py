@@ -19,6 +19,7 @@ from arvrm.model.encoders import (
     image_encoder,
     jitter_colours,
 )
+from arvrm.model.shares import divisor
 from arvrm.model.transformer import PerceiverResampler, Transformer, expect, expect_frames, mlp, sequence_mask
 
 
@@ -262,7 +263,7 @@ class KeypointVLM(nn.Module):
             counts = torch.cat([counts, following[:, None]], dim=1)
         error = predicted[:, : target.shape[1]] - target
         error = torch.where(counts[..., None], error, torch.zeros_like(error))
-        loss = error.square().sum() / (3 * counts.sum()).clamp(min=1)
+        loss = error.square().sum() / divisor(3 * counts.sum())
         shown = F.pad(predicted[:, :-1] - move[:, None, None], (0, 0, 0, 0, 1, 0))
         return {
             "loss": loss,

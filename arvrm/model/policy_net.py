@@ -13,6 +13,7 @@ from arvrm.model.analogy import AnalogyMap
 from arvrm.model.config import ModelConfig
 from arvrm.model.encoders import STATE_SIZE, ComponentEncoder, Statistics, fit_images, image_encoder
 from arvrm.model.keypoint_vlm import ImageTokens, KeypointVLM
+from arvrm.model.shares import divisor, draw_rows
 from arvrm.model.transformer import FullBlock, activation, expect, expect_frames, mlp
 
 ARM = 6
@@ -86,7 +87,9 @@ class FlowHead(nn.Module):
     def error(self, out: Tensor, arm: Tensor) -> Tensor:
         """Return the flow-matching error (B, F, C, 6), squared, at one random time per chunk, for arm (B, F, C, 6)."""
         target = arm.flatten(0, 1)
-        noise, time = torch.randn_like(target), torch.rand(len(target), device=target.device)
+        rows, each, device = len(target), target.shape[1:], target.device
+        noise = draw_rows(lambda n, g: torch.randn(n, *each, generator=g, device=device), rows)
+        time = draw_rows(lambda n, g: torch.rand(n, generator=g, device=device), rows)
         x = torch.lerp(noise, target, time[:, None, None])
         velocity = self.field(x, time, self.conditions(out))
         return (velocity - (target - noise)).square().view_as(arm)
@@ -638,5 +641,5 @@ def _actions(arm: Tensor, logits: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` where `mask`, 0 where nothing is; what is masked may even be infinite."""
-    return torch.where(mask, values, torch.zeros_like(values)).sum() / mask.sum().clamp(min=1)
+    """Mean of `values` where `mask`, over all shares of the batch; what is masked may even be infinite."""
+    return torch.where(mask, values, torch.zeros_like(values)).sum() / divisor(mask.sum())

@@ -9,12 +9,13 @@ A run is a folder. When the run ends (and at every checkpoint) it is a checkpoin
 
 Everything random in step n is a function of (seed, n): the batch and, through the seeding of torch at each step, the
 augmentations. So a run that was killed and resumed ends with the same bits on a CPU, and two runs that differ in a
-switch of the model see the same batches.
+switch of the model see the same batches. Several processes share the batch that one would have; see `distribution`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -33,8 +34,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from arvrm import processes
 from arvrm.interface import UserError
+from arvrm.model.shares import Share, holding
 from arvrm.model.transformer import attention_kernel, compile_blocks
+from arvrm.training.distribution import (
+    Piece,
+    Votes,
+    check_division,
+    local,
+    make_accelerator,
+    placed,
+    shards,
+    whole,
+)
 
 Batch = dict[str, Any]
 
@@ -45,14 +58,14 @@ class TrainConfig:
 
     Attributes:
         steps: updates.
-        batch: windows per update, over all accumulation steps, on each device.
-        accumulate: backward passes per update.
+        batch: windows per update, over all processes and backward passes.
+        accumulate: backward passes per update. Each has its own mean over windows that a mask lets count.
         learning_rate: at the end of the warm-up; then a cosine down to `final_learning_rate` of it.
         warmup: updates of linear warm-up.
         weight_decay: on matrices; norms, biases and other vectors have none.
         beta2: AdamW's second beta (the first is 0.9).
         clip: largest gradient norm; null: no clipping.
-        ema: decay of the averaged weights that are saved and validated, such as 0.999; null: none.
+        ema: decay of the averaged weights that are saved and validated, such as 0.999; 0 or null: none.
         precision: bf16 is autocast; weights and optimiser stay fp32.
         attention: how it is computed, see `model.transformer.attention_kernel`.
         compile: compile the network's blocks with torch.compile; the first step takes a minute or more.
@@ -93,8 +106,8 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} is no multiple of accumulate {self.accumulate}; choose one that is")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema is {self.ema}; give a number between 0 and 1, or null")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; give a number from 0 to 1, 1 excluded, or null")
 
 
 @dataclass(frozen=True)
@@ -138,19 +151,20 @@ class Average:
         self.updates += 1
         # Early on a shorter average: the first weights are noise.
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.mean, [parameter.detach() for parameter in self.live], 1 - decay)
+        torch._foreach_lerp_(local(self.mean), self._live(), 1 - decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Put the averages into the model for the time of the block."""
-        kept = [parameter.detach().clone() for parameter in self.live]
-        with torch.no_grad():
-            torch._foreach_copy_(self.live, self.mean)
+        live, kept = self._live(), [parameter.detach().clone() for parameter in self._live()]
+        torch._foreach_copy_(live, local(self.mean))
         try:
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self.live, kept)
+            torch._foreach_copy_(live, kept)
+
+    def _live(self) -> list[Tensor]:
+        return local([parameter.detach() for parameter in self.live])
 
 
 class _Steps(torch.utils.data.Dataset):
@@ -287,40 +301,50 @@ class Trainer:
 
     Args:
         model: `model(batch)` gives a dictionary of tensors; "loss" is minimised, all scalars are logged.
-        batch_of: index -> batch of config.batch / config.accumulate windows, as CPU tensors. Must depend on the index
-            alone; index counts backward passes over all devices.
+        batch_of: (step, piece) -> that piece of the update's batch, as CPU tensors. The batch must depend on the step
+            alone, whatever it is cut into.
         folder: the run's folder, see the module.
         save: called with the folder and the bare model (averaged weights if config.ema) to write the checkpoint's files
             there, each under a temporary name first.
         validate: called with the model in evaluation mode; returns numbers to log as split "validation".
-        describe: index -> words that name the episodes of a batch, for the message about a loss that is not a number.
+        describe: (step, piece) -> words that name its episodes, for the message about a loss that is not a number.
         name: what the progress bar calls the run.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        batch_of: Callable[[int], Batch],
+        batch_of: Callable[[int, Piece], Batch],
         config: TrainConfig,
         folder: Path,
         save: Callable[[Path, nn.Module], None],
         validate: Callable[[nn.Module, torch.device], dict[str, float]] | None = None,
-        describe: Callable[[int], str] = str,
+        describe: Callable[[int, Piece], str] = lambda step, piece: str(step),
         name: str = "train",
     ) -> None:
         self.config, self.folder, self.save, self.validate = config, Path(folder), save, validate
         self.batch_of, self.describe, self.name = batch_of, describe, name
-        self.accelerator = _accelerator(config)
+        check_division(config.batch, config.accumulate)
+        self.accelerator = make_accelerator(model, config.precision, config.accumulate, config.device)
         device = self.accelerator.device
+        # What shards are put together in, to be written.
+        self._empty = copy.deepcopy(model).to("meta") if shards() and processes.is_main() else None
         self.bare = model.to(device)
         if config.compile:
             compile_blocks(self.bare)
-        self.average = Average(self.bare, config.ema) if config.ema else None
         groups = parameter_groups(self.bare, config.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
         self.model, self.optimizer = self.accelerator.prepare(self.bare, optimizer)
+        if shards():
+            from torch.distributed.fsdp import register_fsdp_forward_method
+
+            register_fsdp_forward_method(self.bare, "predict_next")  # validation calls it; no such method: no effect
+        self.average = Average(self.bare, config.ema) if config.ema else None
         self.step, self.seconds = 0, 0.0
-        self._share: float | None = None
+        self._votes, self._share_held = Votes(), None
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        if world > 1:
+            self._share_held = Share(rank, world, torch.distributed.all_reduce, torch.Generator(device))
         # Reading a number from a GPU would let it run dry at every step; from a CPU it costs nothing.
         self.check_now = device.type == "cpu"
 
@@ -350,6 +374,9 @@ class Trainer:
         )
         batches = self._batches()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if shards():
+            parameters = list(self.bare.parameters())  # accelerate tells by their order whose they are
+        share = self._share_of_time()
         bad_step = torch.full((), -1, dtype=torch.long, device=accelerator.device)
         sums: dict[str, Tensor] = {}
         since = 0
@@ -359,17 +386,21 @@ class Trainer:
             with _Signals() as signals, attention_kernel(config.attention, self.bare):
                 while self.step < config.steps:
                     self.seconds = time.perf_counter() - began
-                    share = self._share_of_time()
+                    if accelerator.num_processes == 1:
+                        share = self._share_of_time()
                     if share >= 1:
                         break
                     rate = learning_rate(config, self.step, share)
                     for group in self.optimizer.param_groups:
                         group["lr"] = rate
                     torch.manual_seed(_mix(config.seed, self.step, accelerator.process_index))
+                    if self._share_held:
+                        self._share_held.generator.manual_seed(_mix(config.seed, self.step, 0))
                     for _ in range(config.accumulate):
                         batch = to_device(next(batches), accelerator.device)
                         with accelerator.accumulate(self.model):
-                            losses = self.model(batch)
+                            with holding(self._share_held), self._autocast():
+                                losses = self.model(batch)
                             accelerator.backward(losses["loss"])
                             for key, value in losses.items():
                                 if value.ndim == 0:
@@ -377,12 +408,13 @@ class Trainer:
                                     sums[key] = sums[key] + value if key in sums else value
                             if accelerator.sync_gradients and config.clip is not None:
                                 norm = accelerator.clip_grad_norm_(parameters, config.clip)
+                                norm = norm.full_tensor() if shards() else norm
                                 sums["gradient_norm"] = sums.get("gradient_norm", 0.0) + norm * config.accumulate
                             loss = losses["loss"].detach()
                             now_at = torch.full_like(bad_step, self.step)  # made on the device, unlike a plain number
                             bad_step = torch.where((bad_step < 0) & ~loss.isfinite(), now_at, bad_step)
-                            if self.check_now:
-                                self._check(bad_step)
+                            if self.check_now and int(bad_step) >= 0:
+                                self._complain(int(bad_step))
                             self.optimizer.step()
                             self.optimizer.zero_grad(set_to_none=True)
                     if self.average:
@@ -394,7 +426,8 @@ class Trainer:
                     if config.log_every and (self.step % config.log_every == 0 or last):
                         self._check(bad_step)
                         now = time.perf_counter()
-                        speed = since * config.batch * accelerator.num_processes / (now - window_began)
+                        speed = since * config.batch / (now - window_began)
+                        sums = self._meant(sums)
                         values = {key: float(value) / (since * config.accumulate) for key, value in sums.items()}
                         self.seconds = now - began
                         extra = {"learning_rate": rate, "windows_per_second": speed, "seconds": self.seconds}
@@ -408,7 +441,10 @@ class Trainer:
                         window_began += time.perf_counter() - pause
                     if last:
                         break
-                    if self._agreed(signals.received is not None):
+                    wish = signals.received is not None or processes.orphaned()
+                    stop, heard = self._votes.cast(wish, self._share_of_time())
+                    share = max(share, heard)
+                    if stop:
                         self._check(bad_step)
                         self._checkpoint(began)
                         raise KeyboardInterrupt
@@ -419,39 +455,37 @@ class Trainer:
                 if self.step < config.steps and self.validate and config.validate_every:
                     log.write(self.step, "validation", self._validated())  # the time budget ended between two
                 self._checkpoint(began)
+                self._votes.meet()
         finally:
             bar.close()
             log.close()
         return TrainResult(self.folder, self.step, self.seconds, log.last)
 
     def _share_of_time(self) -> float:
-        """Return the used share of `max_minutes`; several processes take the first one's, every 20 steps only."""
-        if not self.config.max_minutes:
-            return 0.0
-        share = self.seconds / (60 * self.config.max_minutes)
-        if self.accelerator.num_processes > 1:
-            if self.step % 20 == 0 or self._share is None:
-                from accelerate.utils import broadcast
+        """Return the used share of `max_minutes`."""
+        return self.seconds / (60 * self.config.max_minutes) if self.config.max_minutes else 0.0
 
-                self._share = float(broadcast(torch.tensor(share, device=self.accelerator.device)))
-            share = self._share
-        return share
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        """bf16 for a network in shards; accelerate sees to the others."""
+        if not shards() or self.config.precision != "bf16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16)
 
-    def _agreed(self, stop: bool) -> bool:
-        """Whether any process wants to stop; with several, they ask each other every 20 steps only."""
-        if self.accelerator.num_processes == 1:
-            return stop
-        if self.step % 20:
-            return False
-        wish = torch.tensor(float(stop), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(wish, "sum") > 0)
+    def _meant(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the means of the processes' sums."""
+        if self._share_held is None or not sums:
+            return sums
+        names = sorted(sums)
+        values = self.accelerator.reduce(torch.stack([sums[name].float() for name in names]), "mean")
+        return dict(zip(names, values.unbind(), strict=True))
 
     def _batches(self) -> Iterator[Batch]:
         config, accelerator = self.config, self.accelerator
         world, rank = accelerator.num_processes, accelerator.process_index
 
         def of(index: int) -> Batch:
-            return self.batch_of(index * world + rank)
+            step, number = divmod(index, config.accumulate)
+            return self.batch_of(step, Piece(number * world + rank, config.accumulate * world))
 
         first, end = self.step * config.accumulate, config.steps * config.accumulate
         if config.workers == 0:
@@ -467,12 +501,15 @@ class Trainer:
         return iter(loader)
 
     def _check(self, bad_step: Tensor) -> None:
-        step = int(bad_step)
-        if step < 0:
-            return
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        first = step * self.config.accumulate
-        words = "; ".join(self.describe((first + i) * world + rank) for i in range(self.config.accumulate))
+        """Raise if any process met a loss that is not a number; all must ask at once."""
+        step = self._votes.earliest(int(bad_step))
+        if step >= 0:
+            self._complain(step, step == int(bad_step))
+
+    def _complain(self, step: int, own: bool = True) -> None:
+        config, world, rank = self.config, self.accelerator.num_processes, self.accelerator.process_index
+        pieces = [Piece(number * world + rank, config.accumulate * world) for number in range(config.accumulate)]
+        words = "; ".join(self.describe(step, piece) for piece in pieces) if own else "of another process"
         raise UserError(
             f"{self.folder}: the loss of step {step} is not a number (batch: {words}); lower train.learning_rate, use "
             "train.precision=fp32, or leave out a damaged episode"
@@ -483,21 +520,31 @@ class Trainer:
         self.model.eval()
         try:
             with self.average.applied() if self.average else contextlib.nullcontext():
-                torch.manual_seed(_mix(self.config.seed, 1 << 40, self.accelerator.process_index))
-                return self.validate(self.model, self.accelerator.device)
+                # All processes do the same: sharing would save seconds, and shards must be gathered in step anyway.
+                torch.manual_seed(_mix(self.config.seed, 1 << 40, 0))
+                try:
+                    with self._autocast():
+                        return self.validate(self.bare, self.accelerator.device)
+                finally:
+                    if shards():
+                        self.bare.reshard()  # what was gathered may be the averages
         finally:
             self.model.train()
 
     def _checkpoint(self, began: float) -> None:
         self.seconds = time.perf_counter() - began
-        if not self.accelerator.is_main_process:
+        main = self.accelerator.is_main_process
+        if not main and not shards():
             return
         with self.average.applied() if self.average else contextlib.nullcontext():
-            self.save(self.folder, self.bare)
-        state = self.folder / "state"
-        state.mkdir(exist_ok=True)
-        name = f"step-{self.step:08d}"
-        temporary = Path(tempfile.mkdtemp(dir=state, suffix=".tmp"))
+            if shards():
+                weights = whole(self.bare.state_dict())
+                if main:
+                    full = copy.deepcopy(self._empty)
+                    full.load_state_dict(weights, assign=True)
+                    self.save(self.folder, full)
+            else:
+                self.save(self.folder, self.bare)
         values = {
             "step": self.step,
             "seconds": self.seconds,
@@ -505,6 +552,14 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average and {"mean": self.average.mean, "updates": self.average.updates},
         }
+        if shards():
+            values = whole(values)
+        if not main:
+            return
+        state = self.folder / "state"
+        state.mkdir(exist_ok=True)
+        name = f"step-{self.step:08d}"
+        temporary = Path(tempfile.mkdtemp(dir=state, suffix=".tmp"))
         with open(temporary / "trainer.pt", "wb") as stream:
             torch.save(values, stream)
             stream.flush()
@@ -523,13 +578,15 @@ class Trainer:
             return  # killed before its first checkpoint: the beginning is the place to go on from
         try:
             file = state / json.loads((state / "latest.json").read_text())["folder"] / "trainer.pt"
-            values = torch.load(file, map_location=self.accelerator.device, weights_only=True)
-            self.bare.load_state_dict(values["model"])
-            self.optimizer.load_state_dict(values["optimizer"])
+            where = "cpu" if shards() else self.accelerator.device
+            values = torch.load(file, map_location=where, weights_only=True)
+            self._take(values)
             if (values["average"] is None) != (self.average is None):
                 raise ValueError("train.ema was switched")
             if self.average:
-                torch._foreach_copy_(self.average.mean, values["average"]["mean"])
+                own = self.average.mean
+                given = [placed(mean, like) for mean, like in zip(values["average"]["mean"], own, strict=True)]
+                torch._foreach_copy_(local(own), local(given))
                 self.average.updates = values["average"]["updates"]
             self.step, self.seconds = values["step"], values["seconds"]
         except (OSError, EOFError, LookupError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
@@ -537,22 +594,19 @@ class Trainer:
             raise UserError(f"{state}: cannot be resumed ({reason}); restart with --overwrite") from error
 
 
+    def _take(self, values: dict[str, Any]) -> None:
+        """Load weights and optimiser, whole as they are written, into what this process holds of them."""
+        own = self.bare.state_dict()
+        model = {name: placed(value, own[name]) if name in own else value for name, value in values["model"].items()}
+        self.bare.load_state_dict(model)
+        optimizer = values["optimizer"]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state = {
+            index: {key: placed(v, parameters[index]) if key != "step" else v for key, v in moments.items()}
+            for index, moments in optimizer["state"].items()
+        }
+        self.optimizer.load_state_dict({**optimizer, "state": state})
+
+
 def _mix(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step * 7919 + rank * 104_729) % (1 << 62)
-
-
-def _accelerator(config: TrainConfig) -> Any:
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.state import AcceleratorState
-
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.device: cuda is asked for but torch sees no GPU; use cpu or auto")
-    # accelerate keeps one state per process; two runs in one process may differ in precision and device.
-    AcceleratorState._reset_state(reset_partial_state="RANK" not in os.environ)
-    return Accelerator(
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
-        gradient_accumulation_steps=config.accumulate,
-        cpu=config.device == "cpu" or not torch.cuda.is_available(),
-        # Weights that a switch leaves without a gradient (the keypoint head without clips) are no error.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )

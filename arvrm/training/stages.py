@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from arvrm import processes
 from arvrm.config import from_dict, to_dict
 from arvrm.episodes import EpisodeStore
 from arvrm.interface import CONTROL_HZ, HumanBatch, RobotBatch, UserError
@@ -41,6 +42,7 @@ from arvrm.retrieval import (
     build_index,
     frame_features,
 )
+from arvrm.training.distribution import WHOLE, Piece, check_division, shards
 from arvrm.training.loop import (
     TrainConfig,
     Trainer,
@@ -102,8 +104,8 @@ class DataConfig:
         feature_precision: how those features are kept. fp16 takes 0.3 MB a frame of a ViT-B/16 and changes losses in
             the fourth digit; fp32 changes nothing.
         segment_windows: robot windows that are drawn together, one stride apart, so that each of their frames is read,
-            augmented and encoded once instead of once a window; 0: windows are drawn one by one. A batch is rounded up
-            to whole segments.
+            augmented and encoded once instead of once a window; 0: windows are drawn one by one. What a process takes
+            in one backward pass is rounded up to whole segments.
         cache: folder for the stores' headers as arrays, decoded frames and frozen features, shared by runs; null: this
             run's memory only.
     """
@@ -182,7 +184,7 @@ class FinetuneConfig:
         pretrained: checkpoint to start from: stage 1's, or a policy's; null: from scratch.
         index: clip index whose clips accompany the robot's windows; null: none.
         retrieval: which of them.
-        replay_windows: windows of retrieved clips per batch on which stage 1's loss is replayed (a random selection);
+        replay_windows: windows of retrieved clips per update on which stage 1's loss is replayed (a random selection);
             null: every clip of every window, as in the paper. The weight is model.loss.replay.
         execute_steps: actions of a chunk that a rollout executes before it plans again; null: the policy's default.
     """
@@ -229,20 +231,19 @@ def pretrain(config: PretrainConfig, progress: bool = True) -> TrainResult:
     text = text_table(table, TextEncoder(config.model.text))
     windows = HumanWindows(table, config.window, config.model.keypoints, text, frames, features, config.data.in_memory)
     sampler = _sampler(table, windows.anchors(train), config.data, config.train.seed)
-    size = config.train.batch // config.train.accumulate
 
-    def batch_of(index: int) -> HumanBatch:
-        return windows.batch(sampler.draw(index, size))
+    def anchors_of(step: int, piece: Piece) -> np.ndarray:
+        return sampler.draw(step, config.train.batch)[piece.rows(config.train.batch)]
 
     held = _spread(windows.anchors(held_out), config.data.validation_windows)
     trainer = Trainer(
         model,
-        batch_of,
+        lambda step, piece: windows.batch(anchors_of(step, piece)),
         config.train,
         _begin(config, "pretrain"),
         save=_saver({"stage": "pretrain", **_metadata(config, table, train)}),
         validate=(lambda m, device: keypoint_errors(m, windows, held, device)) if len(held) else None,
-        describe=lambda index: _names(table, sampler.draw(index, size)),
+        describe=lambda step, piece: _names(table, anchors_of(step, piece)),
         name="pretrain",
     )
     return trainer.run(config.resume, progress)
@@ -617,15 +618,15 @@ class RobotData:
         )
         self.train = self.windows.anchors(self.train_episodes)
         self.held_out = _spread(self.windows.anchors(held_out), data.validation_windows)
-        size = train.batch // train.accumulate
+        self.draws = train.batch
         self.segments: Segments | None = None
         if data.segment_windows:
             self.segments = cut_segments(table, self.train, data.segment_windows)
             self.sampler = _sampler(table, self.train, data, train.seed, self.segments.last)
-            size = -(-size // data.segment_windows)
+            pieces = train.accumulate * processes.world()
+            self.draws = pieces * -(-train.batch // (pieces * data.segment_windows))
         else:
             self.sampler = _sampler(table, self.train, data, train.seed)
-        self.draws = size
         self.clips = self._retrieve(encoder, model, progress) if config.index else None
 
     def _retrieve(self, encoder: TextEncoder, model: PolicyNet, progress: bool) -> RetrievedClips:
@@ -652,35 +653,44 @@ class RobotData:
                 seen = frame_features(table, index.encoders, config.data.cache, bar.update)
         return RetrievedClips(index, table, windows, seen, config.retrieval, config.window.history, config.data.cache)
 
-    def batch(self, anchors: np.ndarray, rng: np.random.Generator) -> RobotBatch:
-        """Return windows with their clips; `rng` chooses which clips are replayed."""
-        return self._with_clips(self.windows.batch(anchors), anchors, rng)
+    def batch(self, anchors: np.ndarray, rng: np.random.Generator, piece: Piece = WHOLE) -> RobotBatch:
+        """Return a piece of a batch of windows with their clips; `rng` chooses which clips are replayed."""
+        return self._with_clips(self.windows.batch(anchors[piece.rows(len(anchors))]), anchors, rng, piece)
 
-    def _with_clips(self, batch: RobotBatch, anchors: np.ndarray, rng: np.random.Generator) -> RobotBatch:
+    def _with_clips(
+        self, batch: RobotBatch, anchors: np.ndarray, rng: np.random.Generator, piece: Piece
+    ) -> RobotBatch:
         if self.clips is None:
             return batch
         count, replays = self.config.replay_windows, self.config.model.loss.replay > 0
-        batch["clips"] = self.clips.batch(anchors, images=replays and count is None)
+        batch["clips"] = self.clips.batch(anchors[piece.rows(len(anchors))], images=replays and count is None)
         if replays and count is not None:
             which = rng.choice(len(anchors), size=count, replace=count > len(anchors))
-            chosen = self.clips.batch(anchors[which])
-            j = torch.from_numpy(rng.integers(chosen["frame_mask"].shape[1], size=count))
-            batch["replay"] = {name: value[torch.arange(count), j] for name, value in chosen.items()}
+            clips = rng.integers(batch["clips"]["frame_mask"].shape[1], size=count)
+            # Chosen for the whole batch. Where the pieces do not divide it, the last ones repeat one that counts not.
+            each = -(-count // piece.of)
+            rows = np.arange(each * piece.number, each * (piece.number + 1))
+            spare, rows = torch.from_numpy(rows >= count), np.minimum(rows, count - 1)
+            chosen, j = self.clips.batch(anchors[which[rows]]), torch.from_numpy(clips[rows])
+            batch["replay"] = {name: value[torch.arange(each), j] for name, value in chosen.items()}
+            if spare.any():
+                for name in ("visible", "next_visible"):
+                    batch["replay"][name][spare] = False
         return batch
 
-    def batch_of(self, index: int) -> RobotBatch:
-        """Return the training batch of this index, a function of (seed, index)."""
-        anchors = self.sampler.draw(index, self.draws)
-        rng = np.random.default_rng([self.config.train.seed, index, 1])
+    def batch_of(self, step: int, piece: Piece = WHOLE) -> RobotBatch:
+        """Return a piece of an update's training batch, which is a function of (seed, step)."""
+        anchors = self.sampler.draw(step, self.draws)
+        rng = np.random.default_rng([self.config.train.seed, step, 1])
         if self.segments is None:
-            return self.batch(anchors, rng)
+            return self.batch(anchors, rng, piece)
         which = np.searchsorted(self.segments.last, anchors)
-        batch = self.windows.segment_batch(self.segments, which)
-        return self._with_clips(batch, self.windows.segment_anchors(self.segments, which), rng)
+        batch = self.windows.segment_batch(self.segments, which[piece.rows(len(which))])
+        return self._with_clips(batch, self.windows.segment_anchors(self.segments, which), rng, piece)
 
-    def describe(self, index: int) -> str:
-        """Name the episodes of a batch."""
-        return _names(self.windows.table, self.sampler.draw(index, self.draws))
+    def describe(self, step: int, piece: Piece = WHOLE) -> str:
+        """Name the episodes of a piece of a batch."""
+        return _names(self.windows.table, self.sampler.draw(step, self.draws)[piece.rows(self.draws)])
 
 
 def finetune(config: FinetuneConfig, progress: bool = True) -> TrainResult:
@@ -854,7 +864,7 @@ def _frames(
 
     try:
         with _bar(f"features {camera}", len(table.step_of_image), progress) as bar:
-            wait = _is_helper() and data.cache is not None
+            wait = not processes.is_main() and data.cache is not None
             return decode_frames(table, camera, None, data.cache, compute, key, bar.update, wait), True
     finally:
         encoder.to(before).train(training)
@@ -915,8 +925,9 @@ def _saver(metadata: dict[str, Any]) -> Callable[[Path, nn.Module], None]:
 
 def _check(config: PretrainConfig | FinetuneConfig, stage: str) -> None:
     """Look whether the run's folder may be used, and change nothing; a resumed run must have the same configuration."""
+    check_division(config.train.batch, config.train.accumulate)
     output = Path(config.output)
-    if _is_helper():
+    if not processes.is_main():
         return
     check_folder(output, config.resume, config.overwrite)
     file = output / "run.json"
@@ -936,7 +947,7 @@ def _check(config: PretrainConfig | FinetuneConfig, stage: str) -> None:
 def _begin(config: PretrainConfig | FinetuneConfig, stage: str) -> Path:
     """Make the run's folder, now that everything it needs has been found, and note how it is made."""
     output = Path(config.output)
-    if _is_helper():
+    if not processes.is_main():
         return output
     prepare_folder(output, config.resume, config.overwrite)
     if not (config.resume and (output / "run.json").exists()):
@@ -945,18 +956,15 @@ def _begin(config: PretrainConfig | FinetuneConfig, stage: str) -> Path:
             "config": to_dict(config),
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
             "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+            "processes": {"number": processes.world(), "sharded": shards()},
         }
         write_json(output / "run.json", values)
     return output
 
 
-def _is_helper() -> bool:
-    """Whether this is one of several training processes, and not the first, which alone keeps the folder."""
-    return int(os.environ.get("RANK", "0")) > 0
-
-
 _MAY_CHANGE = {"output", "resume", "overwrite", "data.cache", "data.in_memory", "retrieval.refresh"} | {
-    f"train.{name}" for name in ("log_every", "validate_every", "checkpoint_every", "tensorboard", "workers")
+    f"train.{name}"
+    for name in ("accumulate", "log_every", "validate_every", "checkpoint_every", "tensorboard", "workers")
 }
 
 

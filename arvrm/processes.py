@@ -1,0 +1,150 @@
+"""The processes of one run, as a launcher (torchrun, accelerate) starts them: one per device, each told its number.
+
+Beside gradients, which torch exchanges, they have a few things to settle: who evaluates which chain, who imports a file
+that all read, who says why the run has failed. That goes over a `Board`, the launcher's own key-value store, and works
+without a process group. A process that was not started by a launcher is alone, and everything here costs it nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_PARENT = os.getppid()
+_CONNECT_SECONDS = 120
+
+
+def rank() -> int:
+    """This process's number; 0 is the first, which alone writes what all share."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world() -> int:
+    """The number of processes."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this is the first process."""
+    return rank() == 0
+
+
+def device(name: str) -> str:
+    """Return this process's own device where `name` says "cuda" and there are several processes."""
+    if name != "cuda" or world() == 1:
+        return name
+    import torch
+
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % max(1, torch.cuda.device_count())}"
+
+
+def orphaned() -> bool:
+    """Whether the launcher is gone, so that nobody would miss, or end, this process. Never true without one."""
+    return world() > 1 and os.getppid() != _PARENT
+
+
+class Board:
+    """Keys and values that all processes of the run see; small ones."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def section(self, name: str) -> Board:
+        """Return a board of its own for one purpose."""
+        from torch.distributed import PrefixStore
+
+        return Board(PrefixStore(name, self._store))
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter, which begins at 0, and return what it is then; no two callers see the same count."""
+        return self._store.add(key, amount)
+
+    def put(self, key: str, value: Any) -> None:
+        """Set a key to something that JSON can hold."""
+        self._store.set(key, json.dumps(value))
+
+    def take(self, key: str) -> Any:
+        """Wait until someone has put `key`, and return its value.
+
+        Raises:
+            KeyboardInterrupt: the launcher is gone.
+        """
+        pause = 0.01
+        # Not the store's own wait: signals must reach this process meanwhile.
+        while not self._store.check([key]):
+            if orphaned():
+                raise KeyboardInterrupt
+            time.sleep(pause)
+            pause = min(0.5, 1.5 * pause)
+        return json.loads(self._store.get(key))
+
+
+_board: Board | None = None
+
+
+def board() -> Board | None:
+    """Return the run's board; None for a process that is alone."""
+    global _board
+    if _board is None and world() > 1:
+        from datetime import timedelta
+
+        from torch.distributed import PrefixStore, rendezvous
+
+        store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=_CONNECT_SECONDS))))
+        _board = Board(PrefixStore("arvrm", store))
+    return _board
+
+
+def first_does(key: str, work: Callable[[], Any]) -> None:
+    """Let the first process do `work` while the others wait for it; a second call with the same key waits no more."""
+    shared = board()
+    if is_main():
+        work()
+        if shared:
+            shared.put(key, True)
+    elif shared:
+        shared.take(key)
+
+
+def complain(line: str) -> None:
+    """Print to stderr why this process stops, unless another one has said why it did: what ends one, ends all."""
+    first = True
+    with contextlib.suppress(Exception):  # the store ends with the launcher
+        shared = board()
+        first = shared is None or shared.add("stopped", 1) == 1
+    if first:
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def together(prefix: str = "error: ") -> Iterator[None]:
+    """Turn an unforeseen exception of one of several processes into one line, and leave at once.
+
+    The others notice, since what they exchange breaks off, and the launcher ends them. The traceback goes to the
+    launcher, which prints that of the first process to fail. A process that is alone raises as ever.
+    """
+    try:
+        yield
+    except Exception as error:
+        if world() == 1:
+            raise
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        if "onnection" in words or "NCCL" in words or "timed out" in words.lower():
+            words = f"lost another one ({words[:120]}); start the run again with --resume"
+        complain(f"{prefix}process {rank()} of {world()}: {words}")
+        leave(1)
+
+
+def leave(code: int) -> None:
+    """End this process now: what is under way on a device may wait for a process that is gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
