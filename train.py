@@ -20,14 +20,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing run")
     arguments = parser.parse_args(argv)
-    from arvrm import paper
+    from arvrm import paper, processes
     from arvrm.training import stages
 
-    try:
+    def run() -> None:
         values = paper.read_json(arguments.config)
         if paper.is_published(values):
             published = paper.parse(values, arguments.config)
-            for note in published.notes:
+            for note in published.notes if processes.is_main() else ():
                 print(note, file=sys.stderr)
             config = paper.finetune_config(published, arguments.resume, arguments.overwrite)
         else:
@@ -37,20 +37,21 @@ def main(argv: list[str] | None = None) -> int:
             if not set(asked) <= known:
                 raise UserError(f"{arguments.config}: --resume means nothing for stage index; leave it out")
             config = dataclasses.replace(config, **asked)
-        run = {
+        stage = {
             stages.PretrainConfig: stages.pretrain,
             stages.IndexConfig: stages.build_index_stage,
             stages.FinetuneConfig: stages.finetune,
         }[type(config)]
-        result = run(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; start it again with --resume to continue", file=sys.stderr)
-        return 130
-    print(getattr(result, "folder", result))
-    return 0
+        if stage is stages.build_index_stage:
+            # One process's work; the others wait, as what follows will want the index.
+            made = []
+            processes.first_does(f"index {config.output}", lambda: made.append(stage(config)))
+        else:
+            made = [stage(config).folder]
+        if processes.is_main():
+            print(made[0])
+
+    return processes.run_main(run, "error: ", "interrupted; start it again with --resume to continue")
 
 
 if __name__ == "__main__":

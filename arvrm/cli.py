@@ -23,11 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from arvrm import __version__
+from arvrm import __version__, processes
 from arvrm.interface import UserError
-
-USAGE = 2
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -314,10 +311,16 @@ def _evaluate(arguments: list[str]) -> Any:
         from arvrm.policy import policy_factory
 
         factory, identity = policy_factory(
-            config.checkpoint, config.device, config.index, config.execute_steps, config.batch, config.threads
+            config.checkpoint,
+            processes.device(config.device),
+            config.index,
+            config.execute_steps,
+            config.batch,
+            config.threads,
         )
     path = evaluate(factory, config, policy_identity=identity)
-    print(table(load_results(path)), file=sys.stderr)
+    if processes.is_main():
+        print(table(load_results(path)), file=sys.stderr)
     return path
 
 
@@ -438,7 +441,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one verb; return the exit code: 0, 2 after a mistake the user can mend, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
+
+    def run() -> int:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(usage())
             return 0
@@ -451,15 +455,13 @@ def main(arguments: list[str] | None = None) -> int:
         result = verb.run(rest)
         if isinstance(result, int):
             return result
-        if result is not None:
+        if result is not None and processes.is_main():
             print(result)
         return 0
-    except UserError as error:
-        print(f"arvrm: {' '.join(str(error).split())}", file=sys.stderr)
-        return USAGE
-    except KeyboardInterrupt:
-        print("arvrm: interrupted; what was finished is kept, --resume goes on", file=sys.stderr)
-        return INTERRUPTED
+
+    try:
+        interrupted = "arvrm: interrupted; what was finished is kept, --resume goes on"
+        return processes.run_main(run, "arvrm: ", interrupted)
     except BrokenPipeError:
         # The reader of stdout (head, say) has gone; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

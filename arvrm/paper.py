@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from arvrm import processes
 from arvrm.config import from_dict
 from arvrm.episodes import EpisodeStore
 from arvrm.interface import UserError
@@ -229,7 +230,7 @@ def model_config(published: Published) -> ModelConfig:
 def finetune_config(published: Published, resume: bool = False, overwrite: bool = False) -> FinetuneConfig:
     """Return our configuration of the published training: one run, in `save_path`/policy.
 
-    Epochs become updates by the number of training windows and of processes (`WORLD_SIZE`); precision is accelerate's.
+    Epochs become updates by the number of training windows and of processes; precision is accelerate's.
 
     Raises:
         UserError: the store is missing, or a pretrained file cannot be imported.
@@ -244,8 +245,8 @@ def finetune_config(published: Published, resume: bool = False, overwrite: bool 
         frozen_features=False,
     )
     window = WindowConfig(v["seq_len"], 1, v["chunk_size"], image_ahead=max(1, int(v["skip_frame"])))
-    batch = v["bs_per_gpu"] * v["gradient_accumulation_steps"]
-    epoch = max(1, math.ceil(training_windows(data) / (batch * int(os.environ.get("WORLD_SIZE", "1")))))
+    batch = v["bs_per_gpu"] * v["gradient_accumulation_steps"] * processes.world()
+    epoch = max(1, math.ceil(training_windows(data) / batch))
     model = _model(published)
     mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if mixed not in ("no", "bf16"):
@@ -353,13 +354,12 @@ def _pretrained(published: Published) -> str | None:
     if not path or Path(path).is_dir():
         return path or None
     folder = Path(v["save_path"]) / "imported"
-    if not (folder / "model.safetensors").exists():
-        if int(os.environ.get("RANK", "0")) > 0:
-            raise UserError(
-                f"{path}: import it once before a run on several devices: "
-                f"arvrm import-checkpoint {path} --vision {v['mae_ckpt']} --output {folder}"
-            )
-        import_checkpoint(ImportConfig(path, str(folder), vision=v["mae_ckpt"], clip=_clip(published)))
+
+    def make() -> None:
+        if not (folder / "model.safetensors").exists():
+            import_checkpoint(ImportConfig(path, str(folder), vision=v["mae_ckpt"], clip=_clip(published)))
+
+    processes.first_does(f"import {folder}", make)
     return str(folder)
 
 

@@ -12,8 +12,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
+
+from arvrm.interface import UserError
+
+USAGE = 2
+INTERRUPTED = 130
 
 _PARENT = os.getppid()
 _CONNECT_SECONDS = 120
@@ -121,30 +126,51 @@ def complain(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def together(prefix: str = "error: ") -> Iterator[None]:
-    """Turn an unforeseen exception of one of several processes into one line, and leave at once.
+def run_main(run: Callable[[], int | None], prefix: str, interrupted: str) -> int:
+    """Run a program and return its exit code: its own, or 2 after a `UserError`, 130 when it was interrupted.
 
-    The others notice, since what they exchange breaks off, and the launcher ends them. The traceback goes to the
-    launcher, which prints that of the first process to fail. A process that is alone raises as ever.
+    Of several processes one says what went wrong, in a line that begins with `prefix`; the others notice, since what
+    they exchange breaks off, and end too. The traceback of what nobody foresaw goes to the launcher, which prints it. A
+    process that is alone raises it.
     """
     try:
-        yield
+        code = run() or 0
+    except UserError as error:
+        complain(prefix + " ".join(str(error).split()))
+        return _leave(USAGE)
+    except KeyboardInterrupt:
+        complain(interrupted)
+        return _leave(INTERRUPTED)
     except Exception as error:
         if world() == 1:
             raise
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         get_error_handler().record_exception(error)
-        words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        if "onnection" in words or "NCCL" in words or "timed out" in words.lower():
-            words = f"lost another one ({words[:120]}); start the run again with --resume"
-        complain(f"{prefix}process {rank()} of {world()}: {words}")
-        leave(1)
+        complain(f"{prefix}process {rank()} of {world()}: {_words(error)}")
+        return _leave(1)
+    if world() > 1:
+        _part()
+    return code
 
 
-def leave(code: int) -> None:
-    """End this process now: what is under way on a device may wait for a process that is gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def _words(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if any(sign in text for sign in ("Connection", "connection", "NCCL", "gloo", "imed out")):
+        return f"lost another process ({text[:160]}); start the run again with --resume"
+    return text[:300]
+
+
+def _leave(code: int) -> int:
+    """Return an exit code; of several processes, end this one: it may hold work that waits for one that is gone."""
+    if world() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _part() -> None:
+    distributed = getattr(sys.modules.get("torch"), "distributed", None)
+    if distributed is not None and distributed.is_initialized():
+        distributed.destroy_process_group()

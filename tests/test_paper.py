@@ -95,7 +95,7 @@ def test_epochs_become_updates_of_the_global_batch(tmp_path, monkeypatch):
         config = paper.finetune_config(paper.parse({**values, "num_epochs": 3, "ten_percent_train": share}))
         some = round(windows / 10) if share else windows
         assert config.train.steps == 3 * -(-some // (8 * world))
-        assert config.train.batch == 8 and config.train.accumulate == 2
+        assert config.train.batch == 8 * world and config.train.accumulate == 2
     assert config.data.share == 0.1
 
 

@@ -593,7 +593,6 @@ class Trainer:
             reason = str(error).splitlines()[0]
             raise UserError(f"{state}: cannot be resumed ({reason}); restart with --overwrite") from error
 
-
     def _take(self, values: dict[str, Any]) -> None:
         """Load weights and optimiser, whole as they are written, into what this process holds of them."""
         own = self.bare.state_dict()

@@ -657,9 +657,7 @@ class RobotData:
         """Return a piece of a batch of windows with their clips; `rng` chooses which clips are replayed."""
         return self._with_clips(self.windows.batch(anchors[piece.rows(len(anchors))]), anchors, rng, piece)
 
-    def _with_clips(
-        self, batch: RobotBatch, anchors: np.ndarray, rng: np.random.Generator, piece: Piece
-    ) -> RobotBatch:
+    def _with_clips(self, batch: RobotBatch, anchors: np.ndarray, rng: np.random.Generator, piece: Piece) -> RobotBatch:
         if self.clips is None:
             return batch
         count, replays = self.config.replay_windows, self.config.model.loss.replay > 0
