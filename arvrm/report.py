@@ -18,7 +18,7 @@ from arvrm.results import load_results, scene_changes, wilson_interval
 SERIES = ("#2f6fed", "#e8590c", "#2b8a3e", "#9c36b5", "#c2255c", "#0b7285")
 CURVES = (
     "loss", "loss_arm", "loss_gripper", "arm_error", "gripper_accuracy", "loss_state", "loss_analogy", "loss_replay",
-    "loss_localisation", "loss_image", "error_1", "error_5", "error_10",
+    "loss_localisation", "loss_geometry", "loss_image", "error_1", "error_5", "error_10",
 )  # fmt: skip
 CURVE_TITLES = {
     "loss": "loss (weighted sum)",
@@ -30,6 +30,7 @@ CURVE_TITLES = {
     "loss_analogy": "analogy map",
     "loss_replay": "replay of retrieved clips",
     "loss_localisation": "landmarks: cross-entropy",
+    "loss_geometry": "landmarks from the gripper: mean squared error",
     "loss_image": "predicted frames",
     "error_1": "keypoints 1 frame ahead, px of 224",
     "error_5": "keypoints 5 frames ahead, px of 224",

@@ -1,11 +1,12 @@
 """A first look at the claim: does each step of AR-VRM help a policy that has few robot demonstrations?
 
-Four rows, each a few switches of one configuration, with the same robot episodes, updates and batches:
+Five rows, each a few switches of one configuration, with the same robot episodes, updates and batches:
 
     none         no human data
     pretrain     + keypoint pretraining on human clips
     replay       + retrieval of human clips, replayed with the stage-1 loss
     map          + the analogy map from hand keypoints to robot components
+    rollout      + the retrieved clips, through the map, as a token that the policy reads (analogy.at_rollout=on)
 
 for several numbers of robot demonstrations per task and several seeds (of the subset of demonstrations, the weights and
 the batches). Every policy runs the same chains in a scene that it was not trained in. Steps that are done are skipped,
@@ -26,12 +27,13 @@ from pathlib import Path
 
 import numpy as np
 
-ROWS = ("none", "pretrain", "replay", "map")
+ROWS = ("none", "pretrain", "replay", "map", "rollout")
 LABELS = {
     "none": "no human data",
     "pretrain": "+ keypoint pretraining",
     "replay": "+ retrieval and replay",
     "map": "+ map",
+    "rollout": "+ clips at rollout",
 }
 
 
@@ -42,11 +44,14 @@ def arvrm(*arguments: str) -> None:
 
 def switches(row: str, pretrained: Path, index: Path) -> list[str]:
     """Return the overrides that make a row of the table out of the common configuration."""
-    values = [f"model.analogy.enabled={'true' if row == 'map' else 'false'}"]
+    values = [f"model.analogy.enabled={'true' if row in ('map', 'rollout') else 'false'}"]
     if row != "none":
         values.append(f"pretrained={pretrained}")
-    if row in ("replay", "map"):
+    if row in ("replay", "map", "rollout"):
         values.append(f"index={index}")
+    if row == "rollout":
+        # A rollout knows what it has seen, not the whole episode, so training must search by that too.
+        values += ["model.analogy.at_rollout=on", "retrieval.query=window", "retrieval.align=dtw"]
     return values
 
 
@@ -83,7 +88,8 @@ def run(options: argparse.Namespace) -> None:
         log = results.with_suffix(".chains.jsonl")
         arvrm("evaluate", "--checkpoint", str(run_folder), "--scene", options.scene, "--chains",
               str(options.chains), "--tasks", options.tasks, "--max-steps", str(options.max_steps), "--workers",
-              str(options.workers), "--output", str(results), *(["--resume"] if log.exists() else []))  # fmt: skip
+              str(options.workers), "--output", str(results), *(["--index", str(index)] if row == "rollout" else []),
+              *(["--resume"] if log.exists() else []))  # fmt: skip
 
 
 def resume(folder: Path) -> list[str]:

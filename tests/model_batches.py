@@ -65,6 +65,7 @@ def robot_batch(batch=2, frames=2, clips=0, chunk=4, size=32, words=5, seed=0):
         "next_mask": torch.ones(batch, frames, dtype=torch.bool),
         "landmark_pixels": 0.9 * uniform(batch, frames, 7, 2),
         "landmark_mask": torch.ones(batch, frames, 7, dtype=torch.bool),
+        "landmark_offsets": torch.linspace(-1, 1, batch * frames * 21).view(batch, frames, 7, 3),
         "next_static": image(batch, frames),
         "next_gripper": image(batch, frames),
         "next_image_mask": torch.ones(batch, frames, dtype=torch.bool),

@@ -74,6 +74,13 @@ def test_plan_has_every_task_equally_often():
     assert len(set(ids)) == 1000 and ids[0] == "robot-A-000000"
 
 
+def test_plan_uses_all_variations_where_episodes_suffice():
+    plan = plan_units(GenerateConfig(output="x", scenes=("A", "B", "C"), episodes=1000, variations=100))
+    for scene in "ABC":
+        assert len({unit.variation for unit in plan if unit.scene == scene}) == 100
+    assert max(len(unit.tasks) for unit in plan) == 3
+
+
 def test_plan_of_humans_shares_no_variation_with_robots():
     plans = [
         plan_units(GenerateConfig(output="x", embodiment=embodiment, episodes=300, variations=20))

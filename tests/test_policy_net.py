@@ -5,7 +5,7 @@ import torch
 from model_batches import clone, human_batch, robot_batch, small
 
 from arvrm.interface import UserError
-from arvrm.model.policy_net import FlowHead, PolicyNet
+from arvrm.model.policy_net import FlowHead, PolicyNet, centres
 
 
 def build(seed=0, **changes):
@@ -67,7 +67,7 @@ def test_a_clip_that_is_masked_counts_as_no_clip():
 
 
 def test_padding_frames_influence_neither_loss_nor_actions():
-    changes = {"analogy": {"at_rollout": "on"}, "loss": {"localisation": 1.0}, "fwd_pred": True}
+    changes = {"analogy": {"at_rollout": "on"}, "loss": {"localisation": 1.0, "geometry": 1.0}, "fwd_pred": True}
     model, batch = build(**changes, image_patch=8), robot_batch(frames=3, clips=2)
     batch["frame_mask"][0, 0] = False
     batch["clips"]["frame_mask"][0, :, 0] = False
@@ -142,8 +142,9 @@ def test_a_plan_does_not_depend_on_the_rest_of_the_batch(head):
     assert torch.allclose(model.act(batch)[1:2], model.act(alone), atol=1e-5)
 
 
-def test_kept_frame_tokens_give_the_plan_that_images_give():
-    model, batch = build(), robot_batch(frames=3)
+@pytest.mark.parametrize("geometry", [0.0, 1.0])
+def test_kept_frame_tokens_give_the_plan_that_images_give(geometry):
+    model, batch = build(loss={"geometry": geometry}), robot_batch(frames=3)
     observed = {name: batch[name] for name in ("text", "text_mask", "frame_mask", "state", "components")}
     tokens = []
     for t in range(3):
@@ -164,7 +165,7 @@ def test_planning_computes_no_other_queries():
 
 
 def test_loss_is_the_weighted_sum_of_its_terms():
-    weights = dict(arm=3.0, gripper=5.0, state=7.0, analogy=11.0, replay=13.0, localisation=17.0)
+    weights = dict(arm=3.0, gripper=5.0, state=7.0, analogy=11.0, replay=13.0, localisation=17.0, geometry=19.0)
     model, batch = build(loss=weights), robot_batch(clips=2)
     out = run(model, batch)
     total = sum(weight * out[f"loss_{name}"] for name, weight in weights.items())
@@ -241,6 +242,66 @@ def test_random_shift_in_training_moves_landmarks_with_the_image():
     batch["landmark_pixels"] = moved + 0.1
     torch.manual_seed(5)
     assert (model(batch)["loss_localisation"] - first).abs() > 1e-4
+
+
+def test_soft_argmax_of_a_heatmap_is_the_centre_of_its_hot_cell():
+    logits = torch.zeros(1, 4, 8, 2)
+    logits[0, 1, 6, 0] = 50.0
+    assert torch.allclose(centres(logits), torch.tensor([[[0.625, -0.25], [0.0, 0.0]]]), atol=1e-6)
+
+
+def test_the_policy_reads_where_it_takes_the_landmarks_to_be():
+    model, batch = build(loss={"geometry": 1.0}), robot_batch(frames=2)
+    kept = model.encode_frames(batch)
+    plan = model.act(batch | kept)
+    elsewhere = kept | {"static_points": kept["static_points"] + 0.2}
+    assert not torch.allclose(model.act(batch | elsewhere), plan, atol=1e-3)
+    later = kept | {"static_points": kept["static_points"].clone()}
+    later["static_points"][:, 0] += 0.2
+    # A plan reads the last frame's estimate directly, and earlier ones through the transformer.
+    assert not torch.equal(model.act(batch | later), plan)
+
+
+def test_landmark_offsets_are_learnt_from_the_points_alone():
+    model = build(loss={"geometry": 1.0})
+    generator = torch.Generator().manual_seed(0)
+    points = 2 * torch.rand(256, 1, model.config.vision.points, 2, generator=generator) - 1
+    components, state = torch.rand(256, 1, 7, generator=generator), torch.zeros(256, 1, 18)
+    u, v = points[:, :, :7].unbind(-1)
+    target = torch.stack([u, v, u + v], dim=-1) - components[..., :1, None]
+    optimiser = torch.optim.Adam(model.geometry.parameters(), lr=0.02)
+    for _ in range(150):
+        loss = (model.geometry(points, components, state)[0] - target).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss < 0.01 * target.square().mean()
+
+
+def test_a_random_shift_moves_points_but_not_where_they_stand_for():
+    still = build(vision={"shift_static": 0.0}, loss={"geometry": 1.0}).train()
+    shifted = build(vision={"shift_static": 0.3}, loss={"geometry": 1.0}).train()
+    batch = robot_batch(batch=4)
+    # A picture in which a shift is a shift: one bright square on black.
+    batch["static"] = torch.zeros_like(batch["static"])
+    batch["static"][:, :, 12:16, 12:16] = 255
+    for model in (still, shifted):
+        encoder = model.vlm.static_encoder
+        with torch.no_grad():
+            encoder.heat_coarse.weight.zero_()
+            encoder.heat_fine.weight.mul_(200.0)
+    z_l = still.vlm.language(batch["text"], batch["text_mask"])
+    torch.manual_seed(3)
+    seen = shifted._encode(batch, z_l)
+    fixed = still._encode(batch, z_l)["static_points"]
+    off = (seen["static_points"] - fixed).abs().median()
+    uncorrected = (seen["static_points"] + seen["offset"][:, None, None] - fixed).abs().median()
+    assert seen["offset"].abs().max() > 0.1 and off < 0.5 * uncorrected
+
+
+def test_geometry_needs_heatmaps():
+    with pytest.raises(ValueError, match="loss.geometry"):
+        small(vision={"encoder": "mae", "film": False}, loss={"geometry": 1.0})
 
 
 def test_two_cameras_share_one_vit():
@@ -320,10 +381,11 @@ def test_one_batch_can_be_learnt_by_heart(changes):
 
 
 def test_landmarks_that_are_not_known_may_be_nan():
-    model, batch = build(loss={"localisation": 1.0}), robot_batch()
+    model, batch = build(loss={"localisation": 1.0, "geometry": 1.0}), robot_batch()
     batch["landmark_mask"][:, :, 3] = False
     before = run(model, batch)["loss"]
-    batch["landmark_pixels"][:, :, 3] = float("nan")
+    for name in ("landmark_pixels", "landmark_offsets"):
+        batch[name][:, :, 3] = float("nan")
     after = run(model, batch)["loss"]
     assert torch.equal(before, after)
     after.backward()

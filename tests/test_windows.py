@@ -114,6 +114,25 @@ def test_landmarks_are_normalised_and_unseen_ones_masked(tmp_path):
     assert torch.equal(batch["landmark_pixels"][0, :, :6], torch.zeros(2, 6, 2))
     assert batch["landmark_mask"][0, 0].tolist() == [True] * 6 + [False]
     assert torch.isfinite(batch["landmark_pixels"]).all()
+    # They lie at the origin, the gripper at x = 0.001 a step; a unit is 0.2 m.
+    assert torch.allclose(batch["landmark_offsets"][0, 1, 0], torch.tensor([-0.003 / 0.2, 0.0, 0.0]))
+
+
+def test_past_success_the_last_action_goes_on_and_no_window_ends(tmp_path):
+    episodes = [robot_episode("a", steps=10), robot_episode("b", steps=10, group="g1")]
+    episodes[0].meta["success_step"] = 5
+    store = write(tmp_path / "s", episodes)
+    recorded = robot_windows(store)
+    held = robot_windows(store, past_success="hold")
+    assert recorded.anchors(np.array([0, 1])).tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert held.anchors(np.array([0, 1])).tolist() == [0, 1, 4, 5, 6, 7]  # frames at steps 0 3, and 0 3 6 9 of b
+    first, other = held.batch(np.array([1, 6]))["actions"][:, 1, :, 0]
+    assert torch.allclose(first, torch.tensor([0.03, 0.04, 0.04, 0.04]))
+    assert torch.allclose(other, torch.tensor([0.06, 0.07, 0.08, 0.09]))
+    assert held.batch(np.array([1]))["action_mask"][0, 1].all()
+    assert torch.allclose(recorded.batch(np.array([1]))["actions"][0, 1, :, 0], torch.tensor([0.03, 0.04, 0.05, 0.06]))
+    # What the robot's state became is told as it was.
+    assert torch.equal(held.batch(np.array([1]))["next_components"], recorded.batch(np.array([1]))["next_components"])
 
 
 def test_human_window_normalises_keypoints(tmp_path):

@@ -104,6 +104,9 @@ class LossConfig:
         analogy: L_AR (the paper's beta).
         replay: stage-1 loss on the retrieved clips.
         localisation: cross-entropy of the soft-argmax heatmaps against `landmark_pixels`.
+        geometry: squared error of where the policy takes the landmarks to be, from the gripper. At a positive weight
+            the policy reads that estimate, in the state token and the action head. Needs the conv encoder, and
+            landmarks in training but not in rollouts.
         image: squared error of the predicted frames, where `fwd_pred` is on.
     """
 
@@ -114,6 +117,7 @@ class LossConfig:
     analogy: float = 1.0
     replay: float = 1.0
     localisation: float = 0.0
+    geometry: float = 0.0
     image: float = 1.0
 
 
@@ -216,6 +220,8 @@ class ModelConfig:
                 raise ValueError(f"vision.landmarks {vision.landmarks} exceeds vision.points {vision.points}")
         if vision.film and (vision.encoder != "conv" or vision.frozen):
             raise ValueError("vision.film needs a conv encoder in training; set it to false for a ViT or frozen one")
+        if self.loss.geometry > 0 and vision.encoder != "conv":
+            raise ValueError("loss.geometry: only the conv encoder has heatmaps; set it to 0 or use that encoder")
         if not 0.0 <= self.analogy.alpha <= 1.0:
             raise ValueError(f"analogy.alpha is {self.analogy.alpha}; give a number from 0 to 1")
         if self.analogy.at_rollout == "on" and not self.analogy.enabled:

@@ -4,8 +4,8 @@ Positions, sizes, travels, joint and link names follow CALVIN's four tables (cal
 here everything is already in world metres), so that its chain starts, tasks and predicates apply unchanged. Shapes,
 meshes and textures are ours and made on the fly into a folder of this process, which goes when the process ends.
 
-A variation is a seeded change of *one* named scene: fixtures move by centimetres, may swap sides, and colours, light
-and camera change. A layout that resembles another named scene is drawn again, so training on varied A, B and C never
+A variation is a seeded change of *one* named scene: fixtures move by centimetres, may swap sides, and colours and light
+change; the cameras are the robot's own and stay. A layout that resembles another named scene is drawn again, so training on varied A, B and C never
 shows the layout of D.
 """
 
@@ -144,7 +144,7 @@ def builtin_scene(name: str, variation: int | None = None) -> SceneDescription:
     Args:
         name: "A" to "D".
         variation: None for the canonical scene; else a seed that moves fixtures by centimetres (and sometimes to the
-            other side), and changes colours, textures, light and, slightly, the static camera.
+            other side), and changes colours, textures and light.
 
     Returns:
         a scene whose files live in a folder of this process, those of the last 128 different scenes at least.
@@ -199,7 +199,6 @@ def _make(name: str, variation: int | None) -> SceneDescription:
         layout = vary_layout(name, rng)
         style = vary_style(style, rng)
         lighting = vary_lighting(rng)
-        static = vary_camera(static, rng)
         surfaces = _surfaces(layout)
     folder = _folder() / f"{name}-{'canonical' if variation is None else variation}"
     folder.mkdir()
@@ -328,13 +327,6 @@ def vary_lighting(rng: np.random.Generator) -> Lighting:
         diffuse=rng.uniform(0.25, 0.5),
         specular=rng.uniform(0.0, 0.1),
     )
-
-
-def vary_camera(camera: Camera, rng: np.random.Generator) -> Camera:
-    """Move the static camera by centimetres and its aim by millimetres."""
-    eye = tuple(float(v) for v in np.asarray(camera.eye) + rng.normal(0, 0.04, 3))
-    target = tuple(float(v) for v in np.asarray(camera.target) + rng.normal(0, 0.006, 3))
-    return replace(camera, eye=eye, target=target, fov=camera.fov * float(rng.uniform(0.98, 1.03)))
 
 
 # -------------------------------------------------------------------------------------------------------- geometry

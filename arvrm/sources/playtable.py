@@ -57,7 +57,7 @@ _IDLE = 12
 """Steps that a finished expert is given until the oracle agrees; blocks may still be falling."""
 _WORLDS_KEPT = 6
 _UNIT = 20
-"""Episodes of a unit: enough that most states admit one of those left, few enough that a killed run loses little."""
+"""Most episodes of a unit: enough that most states admit one of those left, and that a killed run loses little."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,8 @@ def plan_units(config: GenerateConfig) -> list[Unit]:
     """
     tasks, scenes = config.all_tasks, config.scenes
     draw = _rng(config, "plan")
-    size = min(_UNIT, max(1, config.episodes // (2 * len(scenes))))
+    # A unit has one variation, so with many variations units are small: all of them are to be seen.
+    size = min(_UNIT, max(1, config.episodes // (max(2, config.variations) * len(scenes))))
     variations = [draw.choice(2**31 - 1, config.variations, replace=False) for _ in scenes]
     overall, within = np.zeros(len(tasks), int), np.zeros((len(scenes), len(tasks)), int)
     units: list[Unit] = []
