@@ -163,6 +163,8 @@ class HumanBatch(TypedDict, total=False):
         visible: (B, T, K) bool. Where False, `keypoints` is not read (any value but NaN). A missing hand: all False.
         next_keypoints: (B, K, 3) float32, optional: `keypoints` at the frame that would follow the window's last, which
             lets even the last frame (and a window of one) predict; next_visible: (B, K) bool.
+        future_keypoints: (B, N, K, 3) float32, optional: `keypoints` at that frame and the N - 1 after it;
+            future_visible: (B, N, K) bool, False past the clip's end.
         frame_mask: (B, T) bool, False for padding.
     """
 
@@ -174,6 +176,8 @@ class HumanBatch(TypedDict, total=False):
     visible: torch.Tensor
     next_keypoints: torch.Tensor
     next_visible: torch.Tensor
+    future_keypoints: torch.Tensor
+    future_visible: torch.Tensor
     frame_mask: torch.Tensor
 
 

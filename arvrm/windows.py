@@ -43,9 +43,9 @@ class WindowConfig:
         chunk: C, actions predicted from each frame (robot windows).
         image_ahead: strides from a frame to the one that image prediction foresees.
         past_success: what a policy learns to do once the task is done, in episodes that say when it was
-            (`meta["success_step"]`). "recorded": what was recorded. "hold": to go on as in the last step before; windows
-            that end later are left out. Rollouts stop at success, so that a recorded retreat only teaches to let go too
-            early of what is nearly done.
+            (`meta["success_step"]`). "recorded": what was recorded. "hold": to go on as in the last step before;
+            windows that end later are left out. Rollouts stop at success, so that a recorded retreat only teaches to
+            let go too early of what is nearly done.
         image_size, gripper_size: pixels to which stored images of the static and the gripper camera are reduced when
             they are decoded; None: as stored.
     """
@@ -930,6 +930,7 @@ class HumanWindows:
         features: `frames` holds features, not images.
         in_memory: read all keypoints now; False: read a batch's from the stores when it is asked for, which gives the
             same batches; None: now, if they take at most `IN_MEMORY_BYTES`.
+        foresee: frames after the window that `batch` gives the keypoints of; 1: only the next one's.
 
     Attributes:
         keypoints, visible: (N, K, 3) float32, normalised, and (N, K) bool, if they are in memory; else None.
@@ -944,9 +945,10 @@ class HumanWindows:
         frames: FrameBank | StoreFrames | None,
         features: bool = False,
         in_memory: bool | None = None,
+        foresee: int = 1,
     ) -> None:
         self.table, self.config, self.text, self.frames, self.features = table, config, text, frames, features
-        self.joints = keypoints
+        self.joints, self.foresee = keypoints, foresee
         self.keypoints = self.visible = None
         if in_memory is None:
             in_memory = table.steps * keypoints * 13 <= IN_MEMORY_BYTES
@@ -994,7 +996,10 @@ class HumanWindows:
     def batch(self, anchors: np.ndarray) -> HumanBatch:
         """Return the windows that end at `anchors`."""
         rows, mask = self.table.window_frames(anchors, self.config.history)
-        return self.gather(rows, mask, self.table.episode_of_image[anchors])
+        batch = self.gather(rows, mask, self.table.episode_of_image[anchors])
+        if self.foresee > 1:
+            batch["future_keypoints"], batch["future_visible"] = self.future(anchors, self.foresee)
+        return batch
 
     def future(self, anchors: np.ndarray, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keypoints (B, frames, K, 3) and visible of the frames after the windows that end at `anchors`.

@@ -150,6 +150,8 @@ class ModelConfig:
         predict_residual: stage 1 predicts the change from what `residual_from` expects, not the pose.
         residual_from: "pose": a joint stays where it was last seen; "velocity": one seen in the last two frames goes on
             as between them.
+        foresee: frames after a window that stage 1 learns to foresee one by one, each from its own guesses before (its
+            loss is the mean over all of them); 1: the next one only, as in the paper.
         chunk: C.
         action_queries: "each": one query an action; "one": one query for the chunk (fewer tokens).
         query_frames: frames that predict actions in training: "all" or only the "last".
@@ -190,6 +192,7 @@ class ModelConfig:
     joint_attention: bool = True
     predict_residual: bool = True
     residual_from: Literal["pose", "velocity"] = "pose"
+    foresee: int = 1
     chunk: int = 10
     action_queries: Literal["each", "one"] = "each"
     query_frames: Literal["all", "last"] = "all"
@@ -208,7 +211,7 @@ class ModelConfig:
             raise ValueError(f"width {self.width} is no multiple of heads {self.heads}; choose heads that divide it")
         if self.keypoints % 21:
             raise ValueError(f"keypoints is {self.keypoints}; give 21 (one hand) or 42 (two)")
-        for name in ("layers", "max_frames", "latents", "chunk", "joint_width", "flow_steps"):
+        for name in ("layers", "max_frames", "foresee", "latents", "chunk", "joint_width", "flow_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
         vision = self.vision

@@ -239,7 +239,8 @@ class KeypointVLM(nn.Module):
 
         Returns:
             loss: mean squared error over the coordinates of visible keypoints of unmasked frames that have one before
-                them (and of `next_keypoints`); 0 where there is none.
+                them (and of `next_keypoints`, or, with `foresee` above 1, all of `future_keypoints`); 0 where there is
+                none.
             keypoints_predicted: (B, T, K, 3), at t the prediction of frame t from l, o_1, k_1 .. o_t-1, k_t-1; at 0,
                 where only words came before, zeros that count for nothing.
             next_keypoints_predicted: (B, K, 3), of the frame after the last.
@@ -255,7 +256,16 @@ class KeypointVLM(nn.Module):
         keypoints = keypoints + move[:, None, None]
         predicted = self.next_pose(z_l, static, keypoints, visible, frame_mask)
         target, counts = keypoints[:, 1:], visible[:, 1:] & (frame_mask[:, 1:] & frame_mask[:, :-1])[..., None]
-        if batch.get("next_keypoints") is not None:
+        future = batch.get("future_keypoints")
+        if future is not None and self.config.foresee > 1:
+            expect("future_keypoints", future, len(frame_mask), "N", self.config.keypoints, 3)
+            expect("future_visible", batch.get("future_visible"), *future.shape[:3])
+            first = predicted[:, -1:]
+            later = self._foresee(z_l, static, keypoints, visible, frame_mask, future.shape[1] - 1, first)
+            predicted = torch.cat([predicted, *later], dim=1)
+            target = torch.cat([target, future + move[:, None, None]], dim=1)
+            counts = torch.cat([counts, batch["future_visible"] & frame_mask[:, -1:, None]], dim=1)
+        elif batch.get("next_keypoints") is not None:
             expect("next_keypoints", batch["next_keypoints"], len(frame_mask), self.config.keypoints, 3)
             expect("next_visible", batch["next_visible"], len(frame_mask), self.config.keypoints)
             target = torch.cat([target, (batch["next_keypoints"] + move[:, None])[:, None]], dim=1)
@@ -264,11 +274,12 @@ class KeypointVLM(nn.Module):
         error = predicted[:, : target.shape[1]] - target
         error = torch.where(counts[..., None], error, torch.zeros_like(error))
         loss = error.square().sum() / divisor(3 * counts.sum())
-        shown = F.pad(predicted[:, :-1] - move[:, None, None], (0, 0, 0, 0, 1, 0))
+        last = frame_mask.shape[1] - 1
+        shown = F.pad(predicted[:, :last] - move[:, None, None], (0, 0, 0, 0, 1, 0))
         return {
             "loss": loss,
             "keypoints_predicted": shown,
-            "next_keypoints_predicted": predicted[:, -1] - move[:, None],
+            "next_keypoints_predicted": predicted[:, last] - move[:, None],
         }
 
     @torch.no_grad()
@@ -287,17 +298,32 @@ class KeypointVLM(nn.Module):
         static, _, offset = self.look_static(batch, z_l)
         move = F.pad(offset, (0, 1))[:, None, None]
         keypoints = keypoints + move
-        poses = []
+        first = self.next_pose(z_l, static, keypoints, visible, frame_mask, last=True)
+        later = self._foresee(z_l, static, keypoints, visible, frame_mask, steps - 1, first)
+        return torch.cat([first, *later], dim=1) - move
+
+    def _foresee(
+        self,
+        z_l: Tensor,
+        static: Tensor,
+        keypoints: Tensor,
+        visible: Tensor,
+        frame_mask: Tensor,
+        steps: int,
+        pose: Tensor,
+    ) -> list[Tensor]:
+        """Go on from a window (see `next_pose`) and the pose foreseen after it: `steps` poses more, (B, 1, K, 3) each."""
+        poses, keep = [], slice(-self.config.max_frames, None)
         for _ in range(steps):
-            pose = self.next_pose(z_l, static, keypoints, visible, frame_mask, last=True)
-            poses.append(pose)
-            keypoints = torch.cat([keypoints, pose], dim=1)[:, -self.config.max_frames :]
             # A joint that was never seen has no pose to go on from.
             known = (visible & frame_mask[..., None]).any(1, keepdim=True)
-            visible = torch.cat([visible, known], dim=1)[:, -self.config.max_frames :]
-            static = torch.cat([static, static[:, -1:]], dim=1)[:, -self.config.max_frames :]
-            frame_mask = F.pad(frame_mask, (0, 1), value=True)[:, -self.config.max_frames :]
-        return torch.cat(poses, dim=1) - move
+            keypoints = torch.cat([keypoints, pose], dim=1)[:, keep]
+            visible = torch.cat([visible, known], dim=1)[:, keep]
+            static = torch.cat([static, static[:, -1:]], dim=1)[:, keep]
+            frame_mask = F.pad(frame_mask, (0, 1), value=True)[:, keep]
+            pose = self.next_pose(z_l, static, keypoints, visible, frame_mask, last=True)
+            poses.append(pose)
+        return poses
 
 
 def last_seen(keypoints: Tensor, seen: Tensor) -> Tensor:

@@ -229,7 +229,9 @@ def pretrain(config: PretrainConfig, progress: bool = True) -> TrainResult:
         table, "rgb_static", config.data, config.model, model.static_encoder, config.train, progress
     )
     text = text_table(table, TextEncoder(config.model.text))
-    windows = HumanWindows(table, config.window, config.model.keypoints, text, frames, features, config.data.in_memory)
+    windows = HumanWindows(
+        table, config.window, config.model.keypoints, text, frames, features, config.data.in_memory, config.model.foresee
+    )
     sampler = _sampler(table, windows.anchors(train), config.data, config.train.seed)
 
     def anchors_of(step: int, piece: Piece) -> np.ndarray:
