@@ -107,6 +107,23 @@ def test_rollout_begins_with_the_next_prediction_and_goes_on_from_its_own():
         model.predict_next(batch, 0)
 
 
+def test_foreseeing_further_costs_the_mean_error_of_all_guesses():
+    model, batch = build(foresee=3), human_batch(frames=4)
+    batch["visible"][:] = True
+    batch["future_keypoints"] = torch.rand(2, 3, 21, 3, generator=torch.Generator().manual_seed(7))
+    batch["future_visible"] = torch.ones(2, 3, 21, dtype=torch.bool)
+    batch["future_visible"][1, 2] = False  # beyond the second clip's end
+    out, guesses = model(batch), model.predict_next(batch, 3)
+    within = (out["keypoints_predicted"][:, 1:] - batch["keypoints"][:, 1:]).square().sum()
+    beyond = (guesses - batch["future_keypoints"]).square()
+    total = within + beyond[0].sum() + beyond[1, :2].sum()
+    assert out["loss"].item() == pytest.approx(total.item() / (3 * 21 * (2 * 3 + 3 + 2)), rel=1e-5)
+    moved = clone(batch)
+    moved["future_keypoints"][1, 2] += 5.0
+    assert torch.equal(model(moved)["loss"], out["loss"])
+    assert torch.allclose(out["next_keypoints_predicted"], guesses[:, 0], atol=1e-6)
+
+
 def test_a_hand_is_held_where_it_was_last_seen():
     keypoints = torch.arange(4.0)[None, :, None, None].expand(1, 4, 3, 3)
     seen = torch.tensor([[[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]]], dtype=torch.bool)

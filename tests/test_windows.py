@@ -152,6 +152,16 @@ def test_human_window_carries_the_pose_after_its_last_frame(tmp_path):
     assert batch["next_visible"][0].all() and not batch["next_visible"][1].any()
 
 
+def test_human_window_carries_the_poses_it_is_asked_to_foresee(tmp_path):
+    store = write(tmp_path / "s", [human_episode("a", steps=13)])
+    windows = human_windows([store])
+    windows.foresee = 3
+    batch = windows.batch(np.array([2]))  # the frame at step 6, followed by those at 9 and 12
+    assert torch.equal(batch["future_keypoints"][0, :2], windows.keypoints[[9, 12]])
+    assert batch["future_visible"][0].any(-1).tolist() == [True, True, False]
+    assert torch.equal(batch["future_keypoints"][:, 0], batch["next_keypoints"])
+
+
 def test_next_images_are_given_where_stored(two_robots):
     windows = robot_windows(two_robots)
     windows.next_images = True
