@@ -6,7 +6,8 @@ the next begins where the last one ended, without a reset; the chain ends at its
 Source: Mees et al., CALVIN, IEEE RA-L 2022 (section on LH-MTLC).
 
 Each worker owns one simulator and asks the parent for chunks of actions over a pipe; the parent plans for whatever
-requests are waiting. A chain depends on its index and the seed alone, never on the worker that ran it.
+requests are waiting. A chain depends on its index and the seed alone, never on the worker that ran it. A launcher may
+start several parents, each with a device and workers of its own: each takes the next chain that none has taken.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import itertools
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -29,6 +31,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from arvrm import processes
 from arvrm.config import to_dict
 from arvrm.interface import BLOCKS, SCENES, TASKS, Observation, PlanRequest, Policy, PolicySpec, UserError
 from arvrm.results import ChainLog, ChainRecord, environment_versions, save_results, summarize
@@ -80,14 +83,14 @@ class EvaluateConfig:
         instructions: validation (one sentence a task), unseen (held-out paraphrases), calvin (the official sentences
             under calvin_root), or the path of a JSON file {task: sentence or list of sentences}.
         max_steps: control steps per instruction (30 a second).
-        workers: simulators side by side; they change nothing but the time. More than cores is best: some simulate
-            while others wait for their plans.
+        workers: simulators side by side, of each process; they change nothing but the time. More than cores is best:
+            some simulate while others wait for their plans.
         batch: requests that the policy plans for at once. It changes the last bits of actions, and so single outcomes.
         threads: torch threads that plan.
         film_successes, film_failures: how many of the best and worst early chains to keep as films.
         output: the results file; its log (.chains.jsonl) and films lie beside it.
         resume: go on with the output's log. overwrite: begin anew.
-        device: cpu or cuda, where the policy plans.
+        device: cpu or cuda, where the policy plans; of several processes each has its own.
     """
 
     output: str = "results.json"
@@ -511,7 +514,7 @@ def evaluate(
         make_world: builds a worker's simulator (importable: workers are spawned); tests give a small one.
         jobs: chains to roll out in place of those of the configuration.
         policy_identity: what identifies the policy's weights; a run with others cannot be resumed.
-    Returns: the path of the results file.
+    Returns: the path of the results file; of several processes the first one writes it, when all have ended.
     Raises:
         UserError: the output exists, a task or chain file is unknown, the policy returns malformed or NaN actions.
     """
@@ -534,12 +537,26 @@ def evaluate(
     fingerprint["identity"] = policy_identity
     fingerprint["jobs"] = _digest(jobs[:1])
     log_path = output.with_suffix(".chains.jsonl")
+    crew = _crew()
+    config_here = replace(config, renderer=renderer)
+    if crew and not processes.is_main():
+        return _help(policy_factory, config_here, make_world, jobs, fingerprint, log_path, crew)
+    parts = sorted(log_path.parent.glob(f"{log_path.name}.part*"))
+    if parts and not (config.resume or config.overwrite):
+        raise UserError(f"{parts[0]}: exists; pass --resume to go on with it or --overwrite to begin anew")
     with ChainLog(log_path, fingerprint, resume=config.resume, overwrite=config.overwrite) as log:
+        for part in parts:  # of a run of several processes that was killed
+            part.unlink() if config.overwrite else log.absorb(part)
         indices = {job.index for job in jobs}
         missing = [job for job in jobs if job.index not in log.records]
-        run = _Run(policy_factory, replace(config, renderer=renderer), make_world, missing, log, len(jobs))
+        if crew:
+            crew.put("plan", {"missing": [job.index for job in missing], "seconds": log.seconds})
+        run = _Run(policy_factory, config_here, make_world, missing, log, len(jobs), crew)
         if missing:
             run.go()
+        for number in range(1, processes.world() if crew else 1):
+            run.hear(crew.take(f"done {number}"))
+            log.absorb(_part(log_path, number))
         records = [_without_missing_film(record, output) for index, record in log.records.items() if index in indices]
         films = _choose_films(records, config, output)
         records = [record if record.film in films else replace(record, film=None) for record in records]
@@ -556,6 +573,56 @@ def evaluate(
             "versions": environment_versions() | (run.world or _old_world(output)),
         }
     return save_results(output, results)
+
+
+def _part(log_path: Path, number: int) -> Path:
+    """The log of the process `number`, which ends up in the first one's."""
+    return log_path.with_name(f"{log_path.name}.part{number}")
+
+
+_calls = itertools.count()
+
+
+def _crew() -> processes.Board | None:
+    """What the processes of this evaluation share, None for one that is alone."""
+    board = processes.board()
+    return board and board.section(f"evaluation {next(_calls)}")
+
+
+def _help(
+    policy_factory: Callable[[], Policy] | None,
+    config: EvaluateConfig,
+    make_world: Callable[..., Any],
+    jobs: list[Job],
+    fingerprint: dict[str, Any],
+    log_path: Path,
+    crew: processes.Board,
+) -> Path:
+    """What a process does that is not the first: chains, into a log of its own."""
+    plan = crew.take("plan")
+    wanted = set(plan["missing"])
+    missing = [job for job in jobs if job.index in wanted]
+    with ChainLog(_part(log_path, processes.rank()), fingerprint, overwrite=True) as log:
+        log.seconds = plan["seconds"]
+        run = _Run(policy_factory, config, make_world, missing, log, len(jobs), crew)
+        if missing:
+            run.go()
+    crew.put(f"done {processes.rank()}", run.tell())
+    return Path(config.output)
+
+
+class _Queue:
+    """Chains yet to be rolled out; of several processes each takes the next one that none has taken."""
+
+    def __init__(self, jobs: list[Job], crew: processes.Board | None):
+        self.jobs, self.crew, self.taken = jobs, crew, 0
+
+    def __bool__(self) -> bool:
+        return (self.crew.add("taken", 0) if self.crew else self.taken) < len(self.jobs)
+
+    def take(self) -> Job | None:
+        self.taken = self.crew.add("taken", 1) if self.crew else self.taken + 1
+        return self.jobs[self.taken - 1] if self.taken <= len(self.jobs) else None
 
 
 def film_folder(output: Path) -> Path:
@@ -609,20 +676,25 @@ class _Run:
         missing: list[Job],
         log: ChainLog,
         total: int,
+        crew: processes.Board | None = None,
     ):
+        self.crew = crew
         self.policy = policy_factory() if config.policy == "checkpoint" and missing else None
         self.spec = self.policy.spec if self.policy else NO_IMAGES
         self.config, self.make_world, self.log, self.total = config, make_world, log, total
         filmed = _film_candidates(config)
         folder = film_folder(Path(config.output))
-        self.queue = [
+        chains = [
             replace(job, film=str(folder / f"chain_{job.index:05d}.mp4")) if job.index < filmed else job
             for job in missing
         ]
-        self.queue.reverse()
+        self.queue = _Queue(chains, crew)
+        share = -(-len(chains) // processes.world()) if crew else len(chains)
+        self.simulators = min(config.workers, share)
         self.world: dict[str, Any] = {}
         self.before, self.begin = log.seconds, time.perf_counter()
         self.done_before = len(log.records)
+        self.completed_before = sum(logged.completed for logged in log.records.values())
         self.plans, self.batches, self.plan_seconds = 0, 0, 0.0
         self.shown = 0.0
 
@@ -636,18 +708,33 @@ class _Run:
             "ms_per_plan": round(1000 * self.plan_seconds / self.plans, 2),
         }
 
+    def tell(self) -> dict[str, Any]:
+        """Return what the first process wants to `hear` of another one's run."""
+        return {"world": self.world, "planning": [self.plans, self.batches, self.plan_seconds]}
+
+    def hear(self, told: dict[str, Any]) -> None:
+        self.world = self.world or told["world"]
+        plans, batches, seconds = told["planning"]
+        self.plans, self.batches, self.plan_seconds = (
+            self.plans + plans,
+            self.batches + batches,
+            self.plan_seconds + seconds,
+        )
+
     def go(self) -> None:
         """Roll out everything in the queue."""
         workers: list[_Worker] = []
         try:
-            for _ in range(min(self.config.workers, len(self.queue))):
+            for _ in range(self.simulators):
                 workers.append(_Worker(self.make_world, self.config, self.spec))
             asking: list[tuple[_Worker, PlanRequest]] = []
             while workers:
                 waiting = {id(worker) for worker, _ in asking}
                 ready = multiprocessing.connection.wait(
-                    [worker.connection for worker in workers if id(worker) not in waiting]
+                    [worker.connection for worker in workers if id(worker) not in waiting], 1.0 if self.crew else None
                 )
+                if processes.orphaned():
+                    raise KeyboardInterrupt
                 for worker in [worker for worker in workers if worker.connection in ready]:
                     try:
                         message = worker.connection.recv()
@@ -681,8 +768,9 @@ class _Run:
             self.world = message[1]
         elif kind == "done":
             self._finish(message[1], message[2])
-        if self.queue:
-            worker.give(self.queue.pop())
+        job = self.queue.take()
+        if job is not None:
+            worker.give(job)
             return False
         worker.job = None
         worker.connection.send(None)
@@ -742,16 +830,21 @@ class _Run:
         self.log.append(record, self.before + elapsed, cost)
         if record.crashed:
             print(f"chain {record.index} crashed: {record.crashed}", file=sys.stderr)
-        done = len(self.log.records)
+        done, completed = len(self.log.records), sum(logged.completed for logged in self.log.records.values())
+        if self.crew:
+            finished, more = self.crew.add("finished", 1), self.crew.add("completed", record.completed)
+            if not processes.is_main():
+                return
+            # Of the other processes' chains it knows the numbers only.
+            done, completed = self.done_before + finished, self.completed_before + more
         now = time.perf_counter()
         if now - self.shown > 5 or done >= self.total:
             self.shown = now
             rate = (done - self.done_before) / elapsed
             left = max(0, self.total - done) / rate
-            mean = np.mean([logged.completed for logged in self.log.records.values()])
             print(
-                f"evaluate: {done}/{self.total} chains, average length {mean:.2f}, {3600 * rate:.0f} an hour, "
-                f"{int(left // 60)}:{int(left % 60):02d} left",
+                f"evaluate: {done}/{self.total} chains, average length {completed / done:.2f}, "
+                f"{3600 * rate:.0f} an hour, {int(left // 60)}:{int(left % 60):02d} left",
                 file=sys.stderr,
                 flush=True,
             )

@@ -20,8 +20,17 @@ from arvrm.interface import UserError
 USAGE = 2
 INTERRUPTED = 130
 
-_PARENT = os.getppid()
 _CONNECT_SECONDS = 120
+_parent = 0
+
+
+def _remember_parent() -> None:
+    global _parent
+    _parent = os.getppid()
+
+
+_remember_parent()
+os.register_at_fork(after_in_child=_remember_parent)
 
 
 def rank() -> int:
@@ -50,7 +59,7 @@ def device(name: str) -> str:
 
 def orphaned() -> bool:
     """Whether the launcher is gone, so that nobody would miss, or end, this process. Never true without one."""
-    return world() > 1 and os.getppid() != _PARENT
+    return world() > 1 and os.getppid() != _parent
 
 
 class Board:
@@ -134,6 +143,7 @@ def run_main(run: Callable[[], int | None], prefix: str, interrupted: str) -> in
     process that is alone raises it.
     """
     try:
+        board()  # while the launcher is there: later it may be ending the others
         code = run() or 0
     except UserError as error:
         complain(prefix + " ".join(str(error).split()))

@@ -6,6 +6,7 @@ loses nothing), and the results file itself, which appears whole or not at all.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -71,20 +72,19 @@ class ChainLog:
         """Wall-clock seconds that earlier runs of this log had spent when they wrote their last line."""
         self.cost: dict[str, float] = {}
         """Seconds by kind of work, summed over the logged chains."""
-        fingerprint = json.loads(json.dumps(fingerprint))
-        if self.path.exists() and not overwrite:
-            if not resume:
-                raise UserError(f"{self.path}: exists; pass --resume to go on with it or --overwrite to begin anew")
-            keep = self._read(fingerprint)
-        else:
-            keep = 0
+        self._fingerprint = fingerprint = json.loads(json.dumps(fingerprint))
+        if self.path.exists() and not (resume or overwrite):
+            raise UserError(f"{self.path}: exists; pass --resume to go on with it or --overwrite to begin anew")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if keep:
-            with open(self.path, "r+b") as file:
-                file.truncate(keep)
-            self._file = open(self.path, "ab")
-        else:
-            self._file = open(self.path, "wb")
+        self._file = open(self.path, "ab")
+        try:
+            self._lock()
+            keep = 0 if overwrite else self._read(fingerprint)
+        except UserError:
+            self._file.close()
+            raise
+        self._file.truncate(keep)
+        if not keep:
             self._write({"format": LOG_FORMAT, "fingerprint": fingerprint})
 
     def append(self, record: ChainRecord, seconds: float, cost: dict[str, float] | None = None) -> None:
@@ -94,6 +94,19 @@ class ChainLog:
         self._write({**asdict(record), "seconds": round(seconds, 3), "cost": cost or {}})
         self._add(record, seconds, cost or {})
 
+    def absorb(self, path: Path) -> None:
+        """Take over the chains of another log of this run that are not here yet, and delete it.
+
+        Raises:
+            UserError: it is of another run, damaged, or still being written.
+        """
+        with ChainLog(path, self._fingerprint, resume=True):
+            for line in path.read_bytes().splitlines()[1:]:
+                record, seconds, cost = _parsed(line)
+                if record.index not in self.records:
+                    self.append(record, max(self.seconds, seconds), cost)
+            path.unlink()
+
     def close(self) -> None:
         self._file.close()
 
@@ -102,6 +115,16 @@ class ChainLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _lock(self) -> None:
+        """Keep other processes out until this one closes the file, or dies."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            remedy = "wait until it has ended, or give another output"
+            raise UserError(f"{self.path}: another evaluation is writing it; {remedy}") from error
+        except OSError:
+            pass  # a file system without locks
 
     def _add(self, record: ChainRecord, seconds: float, cost: dict[str, float]) -> None:
         self.records[record.index] = record
@@ -131,13 +154,17 @@ class ChainLog:
                     remedy = "resume with the same or pass --overwrite"
                     raise UserError(f"{self.path}: begun with {key} = {old!r}, now {new!r}; {remedy}")
             for line in lines[1:]:
-                values = json.loads(line)
-                seconds, cost = values.pop("seconds"), values.pop("cost")
-                values["tasks"], values["steps"] = tuple(values["tasks"]), tuple(values["steps"])
-                self._add(ChainRecord(**values), seconds, cost)
+                self._add(*_parsed(line))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path}: damaged ({error}); pass --overwrite to begin anew") from error
         return keep
+
+
+def _parsed(line: bytes) -> tuple[ChainRecord, float, dict[str, float]]:
+    values = json.loads(line)
+    seconds, cost = values.pop("seconds"), values.pop("cost")
+    values["tasks"], values["steps"] = tuple(values["tasks"]), tuple(values["steps"])
+    return ChainRecord(**values), seconds, cost
 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0, level: float = 0.95) -> tuple[float, float]:

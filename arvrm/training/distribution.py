@@ -64,7 +64,7 @@ def make_accelerator(model: nn.Module, precision: str, accumulate: int, device: 
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device: cuda is asked for but torch sees no GPU; use cpu or auto")
     # accelerate keeps one state per process; two runs in one process may differ in precision and device.
-    AcceleratorState._reset_state(reset_partial_state="RANK" not in os.environ)
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     cpu = device == "cpu" or not torch.cuda.is_available()
     if shards():
         return _fsdp(model, accumulate, cpu)

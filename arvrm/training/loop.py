@@ -335,10 +335,10 @@ class Trainer:
         groups = parameter_groups(self.bare, config.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
         self.model, self.optimizer = self.accelerator.prepare(self.bare, optimizer)
-        if shards():
+        if shards() and hasattr(self.bare, "predict_next"):
             from torch.distributed.fsdp import register_fsdp_forward_method
 
-            register_fsdp_forward_method(self.bare, "predict_next")  # validation calls it; no such method: no effect
+            register_fsdp_forward_method(self.bare, "predict_next")  # validation calls it
         self.average = Average(self.bare, config.ema) if config.ema else None
         self.step, self.seconds = 0, 0.0
         self._votes, self._share_held = Votes(), None
@@ -578,7 +578,7 @@ class Trainer:
             return  # killed before its first checkpoint: the beginning is the place to go on from
         try:
             file = state / json.loads((state / "latest.json").read_text())["folder"] / "trainer.pt"
-            where = "cpu" if shards() else self.accelerator.device
+            where = "cpu" if shards() or self.accelerator.device.type == "cpu" else self.accelerator.device
             values = torch.load(file, map_location=where, weights_only=True)
             self._take(values)
             if (values["average"] is None) != (self.average is None):
