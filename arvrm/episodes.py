@@ -44,8 +44,8 @@ LANDMARKS = ("red", "blue", "pink", "slider_handle", "drawer_handle", "button", 
 """Rows of the privileged arrays `landmarks` and `landmark_pixels`."""
 
 _SYNC_EVERY = 64  # episodes of a merge in one transaction
-_KEPT = 16_384
-"""Headers, and names of tested arrays, that a reader remembers: some 40 MB at most, whatever the store's size."""
+_KEPT_HEADERS, _KEPT_TESTED = 512, 16_384
+"""Headers, and names of tested arrays, that a reader remembers: some 3 MB, whatever the store's size."""
 _MAP_START = 1 << 26
 _MAP_STEP = 1 << 32
 _TABLES = (b"meta", b"headers", b"arrays", b"images")
@@ -546,24 +546,27 @@ class EpisodeStore:
                 while more and len(chunk) < 1000:
                     after = bytes(cursor.key())
                     id = after.decode()
-                    chunk.append(self._headers.get(id) or self._keep(id, self._unseal(cursor.value(), id, "header")))
+                    chunk.append(self._headers.get(id) or self._unpack(id, self._unseal(cursor.value(), id, "header")))
                     more = cursor.next()
             if not chunk:
                 return
+            for header in chunk[: _KEPT_HEADERS - len(self._headers)]:
+                self._headers.setdefault(header.id, header)
             yield from chunk
 
     def header(self, id: str) -> EpisodeHeader:
         """What the episode is. Raises UserError where there is none of this id."""
         self._open()
-        return self._headers.get(id) or self._keep(id, self._read(b"headers", id.encode(), id))
-
-    def _keep(self, id: str, content: memoryview) -> EpisodeHeader:
-        """Read a header and remember it, in the place of the oldest one if there are many."""
-        header = _unpack_header(self._place(id, "header"), content)
-        if len(self._headers) >= _KEPT:
-            del self._headers[next(iter(self._headers))]
-        self._headers[id] = header
+        header = self._headers.get(id)
+        if header is None:
+            header = self._unpack(id, self._read(b"headers", id.encode(), id))
+            if len(self._headers) >= _KEPT_HEADERS:
+                del self._headers[next(iter(self._headers))]  # the oldest
+            self._headers[id] = header
         return header
+
+    def _unpack(self, id: str, content: memoryview) -> EpisodeHeader:
+        return _unpack_header(self._place(id, "header"), content)
 
     def arrays(
         self, id: str, names: Iterable[str] | None = None, rows: slice | Sequence[int] | np.ndarray | None = None
@@ -586,7 +589,7 @@ class EpisodeStore:
                 dtype, shape = header.arrays[name]
                 key = _array_key(id, name)
                 content = self._unseal(txn.get(key, db=holder.tables[b"arrays"]), id, name, key in self._tested)
-                if len(self._tested) >= _KEPT:
+                if len(self._tested) >= _KEPT_TESTED:
                     self._tested.clear()  # they are tested again
                 self._tested.add(key)
                 try:

@@ -45,7 +45,6 @@ class Shortlist:
     def __init__(self, basis: np.ndarray, mean: np.ndarray, lists: Any) -> None:
         self.basis, self.mean, self._index = basis, mean, lists
         self.lists: int = lists.nlist
-        self._centroids = lists.quantizer.reconstruct_n(0, lists.nlist)
 
     @classmethod
     def build(cls, count: int, vectors: Vectors, width: int, dimensions: int, lists: int, seed: int = 0) -> Shortlist:
@@ -70,7 +69,7 @@ class Shortlist:
         lists = max(1, min(lists, count))
         chosen = np.sort(rng.choice(count, size=min(count, PER_LIST * lists), replace=False))
         training = np.concatenate([reduced(rows) for rows in blocks(chosen)])
-        quantizer = faiss.IndexFlatL2(size)
+        quantizer = faiss.IndexFlatL2(size)  # vectors belong to the nearest centroid
         index = faiss.IndexIVFScalarQuantizer(
             quantizer, size, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False
         )
@@ -79,8 +78,11 @@ class Shortlist:
         del training
         for rows in blocks(np.arange(count)):
             index.add(reduced(rows))
-        index.own_fields = True  # the index outlives this function's quantizer
-        quantizer.this.disown()
+        # Queries look by inner product: one of another number of frames has another length, and no near centroid.
+        by_product = faiss.IndexFlatIP(size)
+        by_product.add(quantizer.reconstruct_n(0, lists))
+        index.quantizer, index.own_fields = by_product, True
+        by_product.this.disown()
         return cls(basis, mean, index)
 
     def search(self, queries: np.ndarray, count: int, probes: int, excluded: np.ndarray | None = None) -> np.ndarray:
@@ -92,18 +94,11 @@ class Shortlist:
             excluded: rows that are not wanted.
         """
         faiss = load_faiss()
-        probes = min(probes, self.lists)
-        reduced = np.ascontiguousarray(queries @ self.basis)
-        # By inner product, not by distance as the vectors were assigned: a query of another length stands elsewhere.
-        nearness = reduced @ self._centroids.T
-        chosen = np.argpartition(-nearness, probes - 1, axis=1)[:, :probes].astype(np.int64)
-        options: dict[str, Any] = {"nprobe": probes}
+        options: dict[str, Any] = {"nprobe": min(probes, self.lists)}
         if excluded is not None and len(excluded):
             options["sel"] = faiss.IDSelectorNot(faiss.IDSelectorBatch(np.asarray(excluded, dtype=np.int64)))
-        params = faiss.SearchParametersIVF(**options)
-        # Vectors are kept whole, not as differences from their centroid, so that no distance to that is needed.
-        nothing = np.zeros(chosen.shape, dtype=np.float32)
-        return self._index.search_preassigned(reduced, count, chosen, nothing, params=params)[1]
+        reduced = np.ascontiguousarray(queries @ self.basis)
+        return self._index.search(reduced, count, params=faiss.SearchParametersIVF(**options))[1]
 
     def save(self, folder: Path) -> None:
         """Write `FILES` into `folder`."""
@@ -120,7 +115,7 @@ class Shortlist:
         """
         faiss = load_faiss()
         try:
-            index = faiss.downcast_index(faiss.read_index(str(folder / FILES[0])))
+            index = faiss.read_index(str(folder / FILES[0]))
         except RuntimeError as error:
             raise ValueError(f"{FILES[0]} cannot be read") from error
         basis, mean = np.load(folder / FILES[1]), np.load(folder / FILES[2])

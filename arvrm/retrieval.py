@@ -23,6 +23,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -51,6 +52,8 @@ FLAT_BYTES = 2 << 30
 """An exact search keeps the vectors of all clips in memory up to this size, and else reads them for every search."""
 TESTED_AT_LOADING = 256 << 20
 """Files up to this size have their checksum tested when an index is opened; of larger ones the size, and `verify`."""
+SHORT = 2
+"""Frames of the shorter of the two queries by which the short list is sized."""
 RECALL_AT = 10
 """Clips of which a search should find the same as an exact one."""
 
@@ -64,8 +67,8 @@ class SearchConfig:
         dimensions: principal components by which the short list is found.
         frames: frames that stand for a clip there. Queries may have any number.
         lists: clusters; null: four times the square root of the number of clips.
-        probes: clusters that a query looks into; shortlist: clips that are compared exactly. null: both as small as
-            `recall` allows.
+        probes: clusters that a query looks into; shortlist: clips that are compared exactly. null: what costs least
+            and gives the `recall`.
         recall: share of the 10 most similar clips that must be found, over `queries` of the index's own clips.
         queries: how many of them are tried; they are compared with all clips, which takes most of the time.
     """
@@ -281,6 +284,7 @@ def _approximate(index: ClipIndex, config: SearchConfig) -> dict[str, Any]:
         out = np.empty((len(rows), width), dtype=np.float32)
         for some, here in zip(blocks(rows), blocks(out), strict=True):
             here[:] = index.vectors(some, config.frames)
+            index.let_go()
         return out
 
     coarse = Shortlist.build(len(index), vectors, width, config.dimensions, lists)
@@ -299,36 +303,41 @@ def _approximate(index: ClipIndex, config: SearchConfig) -> dict[str, Any]:
 
 
 def _calibrated(index: ClipIndex, config: SearchConfig, rows: np.ndarray) -> dict[str, Any]:
-    """Return the fewest probes and the shortest list, and the recall over the clips `rows` as queries.
+    """Return the cheapest probes and length of the short list, and their recall over the clips `rows` as queries.
 
-    A clip finds itself at once, so that its 10 best others are looked at.
+    A clip finds itself at once, so that its 10 best others are looked at. If no choice finds enough, the one that finds
+    most is taken.
     """
     wanted = min(RECALL_AT, len(index) - 1)
-    text = np.asarray(index.text[rows], dtype=np.float32)
-    frames = index.resampled(rows, config.frames)
     lists = index.coarse.lists
-    shares = [share for share in (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0) if share * lists >= 1] or [1.0]
-    probes = [config.probes] if config.probes else [max(1, round(share * lists)) for share in shares]
+    shares = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+    probes = [config.probes] if config.probes else sorted({max(1, round(share * lists)) for share in shares})
     sizes = [config.shortlist] if config.shortlist else [100, 200, 400, 800, 1600, 3200]
-    settings = {"probes": probes[-1], "shortlist": sizes[-1], "recall_at_10": 1.0, "recall_queries": 0}
     if wanted < 1:
-        return settings
-    exact = index.exact(text, frames, wanted + 1)
-    others = [[row for row in found if row != own][:wanted] for own, found in zip(rows, exact, strict=True)]
-    query = index.query(text, frames, config.frames)
-    best: tuple[float, dict[str, Any]] = (-1.0, settings)
-    for probe in probes:
-        found = index.coarse.search(query, min(max(sizes), len(index)), min(probe, lists))
+        return {"probes": lists, "shortlist": sizes[-1], "recall_at_10": 1.0, "recall_queries": 0}
+    text = np.asarray(index.text[rows], dtype=np.float32)
+    truths, queries = [], []
+    for length in sorted({config.frames, min(config.frames, SHORT)}):  # of a whole episode, and of a window
+        frames = index.resampled(rows, length)
+        exact = index.exact(text, frames, wanted + 1)
+        truths.append([[row for row in found if row != own][:wanted] for own, found in zip(rows, exact, strict=True)])
+        queries.append(index.query(text, frames, config.frames))
+    # Bytes that a query reads. Those of the short list lie anywhere, and must be converted.
+    scanned = len(index) / lists * index.coarse.basis.shape[1]
+    compared = 3 * (4 * index.text.shape[1] + 2 * config.frames * index.frames.shape[1])
+    choices = []
+    for probe in (min(probe, lists) for probe in probes):
+        found = [index.coarse.search(query, min(max(sizes) + 1, len(index)), probe) for query in queries]
         for size in sizes:
-            hits = [len(set(a) & set(b[: size + 1].tolist())) for a, b in zip(others, found, strict=True)]
-            recall = sum(hits) / (wanted * len(rows))
-            settings = {"probes": min(probe, lists), "shortlist": size}
-            settings |= {"recall_at_10": round(recall, 4), "recall_queries": len(rows)}
-            if recall >= config.recall:
-                return settings
-            if recall > best[0]:
-                best = (recall, settings)
-    return best[1]
+            hits = [
+                sum(len(set(a) & set(b[: size + 1].tolist())) for a, b in zip(*pair, strict=True))
+                for pair in zip(truths, found, strict=True)
+            ]
+            recall = min(hits) / (wanted * len(rows))
+            choices.append((recall, probe * scanned + size * compared, probe, size))
+    good = [choice for choice in choices if choice[0] >= config.recall]
+    recall, _, probe, size = min(good, key=lambda c: c[1]) if good else max(choices, key=lambda c: (c[0], -c[1]))
+    return {"probes": probe, "shortlist": size, "recall_at_10": round(recall, 4), "recall_queries": len(rows)}
 
 
 def frame_features(
@@ -617,7 +626,15 @@ class ClipIndex:
             best, found = np.hstack([best, score]), np.hstack([found, np.broadcast_to(rows, score.shape)])
             order = np.argsort(-best, axis=1, kind="stable")[:, :count]
             best, found = np.take_along_axis(best, order, 1), np.take_along_axis(found, order, 1)
+            self.let_go()
         return found
+
+    def let_go(self) -> None:
+        """Give up the mapped pages that were read; the system's file cache keeps them as long as it has room."""
+        for features in (self.text, self.frames):
+            mapping = getattr(features, "_mmap", None)
+            if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+                mapping.madvise(mmap.MADV_DONTNEED)
 
     def vectors(self, rows: np.ndarray, frames: int) -> np.ndarray:
         """Return (n, E + frames D) float32: what the similarity to a query is the inner product with."""
@@ -664,8 +681,12 @@ class ClipIndex:
         language = np.einsum("qjd,qd->qj", np.asarray(self.text[rows], dtype=np.float32), text)
         visual = np.zeros(rows.shape, dtype=np.float32)
         for query, some in enumerate(np.maximum(rows, 0)):
-            seen = torch.from_numpy(self.resampled(some, frames.shape[1]).reshape(len(some), -1))
-            visual[query] = (seen @ torch.from_numpy(np.ascontiguousarray(frames[query]).reshape(-1))).numpy()
+            wanted = torch.from_numpy(np.ascontiguousarray(frames[query]).reshape(-1))
+            for few, terms in zip(
+                blocks(some, 64), blocks(visual[query], 64), strict=True
+            ):  # what a core's cache holds
+                seen = torch.from_numpy(self.resampled(few, frames.shape[1]))
+                terms[:] = (seen.view(len(few), -1) @ wanted).numpy()
         return np.where(known, language, 0).astype(np.float32), np.where(known, visual, 0).astype(np.float32)
 
     def align(

@@ -139,8 +139,8 @@ class _Coder:
 
 _EMBODIMENTS = ("robot", "human")
 _HEADER_FORMAT = 1
-_KEPT_FROM = 4096
-"""Episodes of a store from which its headers are worth keeping as arrays: some 0.1 s of reading."""
+_KEPT_FROM = 1024
+"""Episodes of a store from which its headers are worth keeping as arrays."""
 _COLUMNS = {
     "task": "i",
     "sentence": "i",

@@ -10,17 +10,21 @@ from small_stores import human_episode, human_store, robot_episode, robot_store,
 
 from arvrm.interface import UserError
 from arvrm.model.encoders import TextConfig, TextEncoder, VisionConfig, image_encoder
+from arvrm.nearest import principal_components
 from arvrm.retrieval import (
     ClipIndex,
+    Clips,
     FrozenEncoders,
     RetrievalConfig,
     RetrievedClips,
+    SearchConfig,
     build_index,
     frame_features,
     resample,
     warp,
+    write_index,
 )
-from arvrm.windows import EpisodeTable, HumanWindows, TextTable, WindowConfig, decode_frames
+from arvrm.windows import EpisodeTable, HumanWindows, Names, TextTable, WindowConfig, decode_frames
 
 VISION = VisionConfig(width=16, channels=(8, 8), depth=1, points=8, static_size=32, film=True)
 
@@ -89,14 +93,6 @@ def test_excluded_groups_are_not_returned(tmp_path):
     assert found.total[0, -1] == -np.inf
 
 
-def test_clustered_search_finds_planted_clips(tmp_path, monkeypatch):
-    index = planted(tmp_path, clips=40)
-    monkeypatch.setattr("arvrm.retrieval.LARGE", 10)
-    rows = np.arange(0, 40, 7)
-    found = index.search(index.text[rows], np.stack([index.clip_features(row, 3) for row in rows]), clips=2)
-    assert np.array_equal(found.rows[:, 0], rows)
-
-
 def test_index_survives_its_disk_and_brings_its_encoders(tmp_path):
     store = human_store(tmp_path / "h")
     made = build_index([store], encoders(), tmp_path / "i")
@@ -160,6 +156,13 @@ def test_query_of_another_width_is_refused(tmp_path):
     index = planted(tmp_path)
     with pytest.raises(UserError, match="do not fit E=6, D=4"):
         index.search(np.ones(5), np.ones((2, 4)), 1)
+
+
+def test_resampling_many_lengths_equals_resampling_each():
+    lengths = np.arange(1, 60)
+    for frames in (1, 2, 3, 7, 16):
+        one = [np.round(np.linspace(0, n - 1, frames)) if frames > 1 else [(n - 1) // 2] for n in lengths]
+        assert np.array_equal(resample(lengths, frames), np.array(one))
 
 
 def test_resampling_spreads_over_the_whole_clip():
@@ -273,3 +276,187 @@ def test_search_is_cached_by_what_it_depends_on(tmp_path, monkeypatch):
         accompany(tmp_path, RetrievalConfig(clips=1, align="dtw"), *stores, **options)
     with pytest.raises(pytest.fail.Exception):
         accompany(tmp_path, dataclasses.replace(again.config, refresh=True), *stores, **options)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many clips
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def unit(vectors):
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def like_clips(rng, count, frames=None, text=6, width=12, scenes=20):
+    """Features of clips: one of some scenes, one of some sentences, and noise; as many frames as said, or 4 to 8."""
+    fixed = np.random.default_rng(99)
+    places, words = fixed.normal(size=(scenes, width)), fixed.normal(size=(9, text))
+    lengths = rng.integers(4, 9, size=count) if frames is None else np.full(count, frames)
+    scene = np.repeat(rng.integers(scenes, size=count), lengths)
+    own = np.repeat(rng.normal(size=(count, width)), lengths, axis=0)
+    seen = unit(places[scene] + 0.4 * own + 0.2 * rng.normal(size=(len(scene), width)))
+    return unit(words[rng.integers(9, size=count)] + 0.3 * rng.normal(size=(count, text))), seen, lengths
+
+
+def many(folder, count=400, groups=5, **search):
+    """An index of drawn features, as `arvrm index` would write it."""
+    folder.mkdir()
+    (folder / "encoder.safetensors").write_bytes(b"")
+    text, frames, lengths = like_clips(np.random.default_rng(0), count)
+    zeros = np.zeros(count, np.int32)
+    clips = Clips(
+        Names.of(f"c{n}" for n in range(count)),
+        (Names.of(["go"]), zeros),
+        (Names.of(["task"]), zeros),
+        (Names.of(f"g{n}" for n in range(groups)), np.arange(count, dtype=np.int32) % groups),
+        zeros,
+        lengths,
+    )
+    described = {"encoders": {"hash": "drawn"}, "stores": []}
+    parts = [frames[:700].astype(np.float16), frames[700:].astype(np.float16)]
+    write_index(folder, described, clips, [text], parts, SearchConfig(**search))
+    return ClipIndex.load(folder)
+
+
+def same(one, other):
+    return np.array_equal(one.rows, other.rows) and np.allclose(one.total, other.total, atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 4, 5, 11])
+def test_a_short_list_of_all_clips_gives_the_exact_search(tmp_path, frames):
+    exact = many(tmp_path / "exact", kind="exact")
+    approximate = many(
+        tmp_path / "short", kind="approximate", frames=4, dimensions=9, lists=13, probes=13, shortlist=400
+    )
+    assert exact.coarse is None and approximate.settings["lists"] == approximate.settings["probes"] == 13
+    text, seen, _ = like_clips(np.random.default_rng(5), 6, frames)
+    queries = text, seen.reshape(6, frames, -1)
+    assert same(exact.search(*queries, 20), approximate.search(*queries, 20))
+    assert same(exact.search(*queries, 20, ["g1", "g4"]), approximate.search(*queries, 20, ["g1", "g4"]))
+
+
+def test_short_lists_find_the_most_similar_clips_and_say_how_many(tmp_path):
+    index = many(tmp_path / "i", kind="approximate", frames=4, dimensions=8)
+    assert index.settings["recall_at_10"] >= 0.995 and index.settings["recall_queries"] == 64
+    assert json.loads((tmp_path / "i" / "index.json").read_text())["search"] == index.settings
+    text, seen, _ = like_clips(np.random.default_rng(6), 50, 4)
+    queries = text, seen.reshape(50, 4, -1)
+    truth = index.exact(*queries, 10)
+    found = index.search(*queries, 10)
+    shared = [len(set(a) & set(b)) for a, b in zip(truth.tolist(), found.rows.tolist(), strict=True)]
+    assert sum(shared) >= 0.97 * 500
+    # Whatever is found has its exact similarity, both terms of it.
+    for j, row in enumerate(found.rows[3]):
+        assert found.language[3, j] == pytest.approx(index.text[row] @ text[3], abs=1e-5)
+        assert found.visual[3, j] == pytest.approx((index.clip_features(row, 4) * queries[1][3]).sum(), abs=1e-4)
+
+
+def test_few_probes_and_a_short_list_cost_recall(tmp_path):
+    index = many(tmp_path / "i", kind="approximate", frames=4, dimensions=2, lists=40, probes=1, shortlist=10)
+    assert index.settings["probes"] == 1 and index.settings["recall_at_10"] < 0.9
+
+
+def test_excluded_groups_leave_as_many_clips_as_there_are(tmp_path):
+    index = many(tmp_path / "i", kind="approximate", frames=4, lists=40, probes=1, shortlist=10)
+    text, seen, _ = like_clips(np.random.default_rng(7), 3, 4)
+    found = index.search(text, seen.reshape(3, 4, -1), 100, [f"g{n}" for n in range(4)])
+    assert ((found.rows >= 0).sum(axis=1) == 80).all() and (np.sort(found.rows[:, :80]) % 5 == 4).all()
+    assert (found.total[:, 80:] == -np.inf).all()
+
+
+def test_kind_of_search_follows_the_number_of_clips(tmp_path, monkeypatch):
+    monkeypatch.setattr("arvrm.retrieval.LARGE", 30)
+    assert many(tmp_path / "few", 20).coarse is None
+    assert many(tmp_path / "many", 40).coarse is not None
+    assert many(tmp_path / "asked", 40, kind="exact").coarse is None
+    with pytest.raises(ValueError, match="probes is 0"):
+        SearchConfig(probes=0)
+
+
+def test_exact_search_of_more_than_memory_holds_is_the_same(tmp_path, monkeypatch):
+    index = many(tmp_path / "i", kind="exact")
+    text, seen, _ = like_clips(np.random.default_rng(8), 5, 3)
+    queries = text, seen.reshape(5, 3, -1)
+    flat = index.search(*queries, 30), index.search(*queries, 30, ["g2"])
+    monkeypatch.setattr("arvrm.retrieval.FLAT_BYTES", 0)
+    again = index.search(*queries, 30), index.search(*queries, 30, ["g2"])
+    assert same(flat[0], again[0]) and same(flat[1], again[1])
+
+
+def test_approximate_index_is_built_from_stores_and_opened_again(tmp_path):
+    store = human_store(tmp_path / "h", tasks=3, per_task=4, steps=13)
+    search = SearchConfig(kind="approximate", frames=3, dimensions=10, lists=3)
+    made = build_index([store], encoders(), tmp_path / "i", search=search)
+    plain = build_index([store], encoders(), tmp_path / "plain", cache=tmp_path / "cache")
+    again = ClipIndex.load(tmp_path / "i")
+    query = plain.text[4], plain.clip_features(4, 3)
+    assert same(made.search(*query, 5), again.search(*query, 5)) and same(
+        made.search(*query, 5), plain.search(*query, 5)
+    )
+    assert (
+        list(again.ids) == list(plain.ids) and not list(tmp_path.glob("*.tmp")) and not (tmp_path / "i/parts").exists()
+    )
+
+
+@pytest.mark.parametrize("name", ["coarse.faiss", "basis.npy", "mean.npy", "clips.npz", "text.npy"])
+@pytest.mark.parametrize("how", ["cut", "changed", "gone"])
+def test_damaged_files_of_an_approximate_index_are_one_line(tmp_path, name, how):
+    many(tmp_path / "i", 60, kind="approximate", frames=4)
+    file = tmp_path / "i" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    if how == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-5] if how == "cut" else content)
+    with pytest.raises(UserError, match=rf"i: is damaged .*{name}.*--overwrite") as error:
+        ClipIndex.load(tmp_path / "i")
+    assert "\n" not in str(error.value)
+
+
+def test_large_files_are_tested_by_size_and_wholly_when_asked(tmp_path, monkeypatch):
+    many(tmp_path / "i", 60, kind="approximate", frames=4)
+    file = tmp_path / "i" / "frames.npy"
+    content = bytearray(file.read_bytes())
+    content[-2:] = np.array(np.nan, dtype=np.float16).tobytes()
+    file.write_bytes(content)
+    monkeypatch.setattr("arvrm.retrieval.TESTED_AT_LOADING", 0)
+    index = ClipIndex.load(tmp_path / "i")
+    with pytest.raises(UserError, match="frames.npy fails its checksum"):
+        index.verify()
+    with pytest.raises(UserError, match="clip 'c59' has features that are no numbers"):
+        index.search(index.text[59], index.clip_features(0, 4), 60)
+    file.write_bytes(content[:-1])
+    with pytest.raises(UserError, match="frames.npy has"):
+        ClipIndex.load(tmp_path / "i")
+
+
+def test_index_of_the_first_version_is_still_read(tmp_path):
+    made = build_index([human_store(tmp_path / "h", tasks=2, per_task=3)], encoders(), tmp_path / "i")
+    values = json.loads((tmp_path / "i" / "index.json").read_text())
+    del values["search"], values["files"]["clips.npz"]
+    values |= {"version": 1, "files": {name: entry["sha256"] for name, entry in values["files"].items()}}
+    lengths = np.diff(made.start).tolist()
+    columns = zip(made.ids, made.store.tolist(), made.instructions, made.tasks, made.groups, lengths, strict=True)
+    names = ("id", "store", "instruction", "task", "group", "frames")
+    values["clips"] = [dict(zip(names, column, strict=True)) for column in columns]
+    (tmp_path / "i" / "index.json").write_text(json.dumps(values))
+    (tmp_path / "i" / "clips.npz").unlink()
+    index = ClipIndex.load(tmp_path / "i")
+    for name in ("ids", "instructions", "tasks", "groups"):
+        assert list(getattr(index, name)) == list(getattr(made, name))
+    assert index.start.tolist() == made.start.tolist()
+    query = made.text[1], made.clip_features(1, 2)
+    assert same(index.search(*query, 4), made.search(*query, 4))
+
+
+def test_principal_components_are_orthonormal_and_keep_what_varies():
+    rng = np.random.default_rng(0)
+    scale = 2.0 ** -np.arange(60)
+    rotation = np.linalg.qr(rng.normal(size=(60, 60)))[0]
+    data = (rng.normal(size=(300, 60)) * scale @ rotation).astype(np.float32)
+    basis = principal_components(data, 5)
+    assert np.allclose(basis.T @ basis, np.eye(5), atol=1e-5)
+    values = np.linalg.svd(data, compute_uv=False)
+    assert np.linalg.norm(data @ basis) ** 2 == pytest.approx((values[:5] ** 2).sum(), rel=1e-4)
+    assert np.array_equal(principal_components(data, 60), np.eye(60, dtype=np.float32))

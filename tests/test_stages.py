@@ -351,6 +351,47 @@ def test_frames_read_on_demand_train_the_same(root, tmp_path):
     assert (tmp_path / "memory/model.safetensors").read_bytes() == (tmp_path / "disk/model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("order", ["random", "epochs"])
+def test_pretraining_streamed_and_cut_at_any_step_ends_with_the_same_bits(root, tmp_path, monkeypatch, order):
+    data = {"order": order, "weights": [1.0, 3.0], "stores": [str(root / "human"), str(root / "more-*")]}
+    for number in range(2):
+        if not (root / f"more-{number}").exists():
+            human_store(root / f"more-{number}", tasks=1, per_task=2 + number, steps=25 + 6 * number)
+
+    def run(name, **changes):
+        given = {
+            "output": str(tmp_path / name),
+            "data": data | changes.pop("data", {}),
+            "train": {"checkpoint_every": 1},
+        }
+        return pretrain(pretraining(root, **given, **changes), progress=False)
+
+    run("memory", data={"in_memory": True})
+    batch, left = HumanWindows.batch, iter(range(100))
+
+    def stopped(self, anchors):
+        if len(anchors) == TRAIN["batch"] and next(left) == cut:
+            raise KeyboardInterrupt
+        return batch(self, anchors)
+
+    monkeypatch.setattr(HumanWindows, "batch", stopped)
+    for cut in (2, 3):  # of the batches drawn by this process: steps 2 and 4 of the run
+        with pytest.raises(KeyboardInterrupt):
+            run("disk", data={"in_memory": False}, resume=cut == 3)
+        left = iter(range(100))
+    run("disk", data={"in_memory": False}, resume=True)
+    assert (tmp_path / "memory/model.safetensors").read_bytes() == (tmp_path / "disk/model.safetensors").read_bytes()
+    metadata = load_checkpoint(tmp_path / "disk").metadata
+    assert [Path(entry["path"]).name for entry in metadata["stores"]] == ["human", "more-0", "more-1"]
+
+
+def test_pattern_that_matches_no_store_is_named(root):
+    with pytest.raises(UserError, match=r"'.*nothing-\*' matches no folder"):
+        pretrain(
+            pretraining(root, data={"stores": [str(root / "nothing-*")]}, output=str(root / "never")), progress=False
+        )
+
+
 def test_unknown_key_and_wrong_values_are_named(root, tmp_path):
     with pytest.raises(UserError, match="unknown key 'clip'; did you mean 'clips'"):
         finetuning(root, "unused", retrieval={"clip": 3})

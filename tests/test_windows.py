@@ -4,14 +4,20 @@ import time
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_stores import human_episode, human_store, robot_episode, robot_store, write
 
+from arvrm.episodes import EpisodeStore, EpisodeWriter
 from arvrm.interface import UserError
 from arvrm.windows import (
+    Anchors,
     AnchorSampler,
     EpisodeTable,
     FrameBank,
     HumanWindows,
+    LazyText,
+    Names,
     RobotWindows,
     StoreFrames,
     TextTable,
@@ -21,7 +27,9 @@ from arvrm.windows import (
     few_shot,
     held_out_groups,
     mixing_shares,
+    permuted,
     split_episodes,
+    store_fingerprint,
 )
 
 
@@ -317,3 +325,226 @@ def test_batch_of_128_assembles_in_10_ms(tmp_path):
         windows.batch(sampler.draw(step, 128))
         times.append(time.perf_counter() - start)
     assert min(times) < 0.010, f"{min(times) * 1e3:.1f} ms"  # the machine may be busy otherwise
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many frames
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.text(alphabet="aZ é漢", max_size=6), max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_names_are_what_was_put_in(strings):
+    names = Names.of(strings)
+    assert names == strings and list(names) == strings and [names[i] for i in range(len(names))] == strings
+    assert names[1:] == strings[1:] and Names.joined([names, names]) == strings + strings
+    assert names != [*strings, "more"]
+
+
+def uneven_table(tmp_path, embodiment="robot"):
+    """Two stores, episodes of unlike length and spacing of frames, one of which begins late; and one of play."""
+    make = robot_episode if embodiment == "robot" else human_episode
+    first = [make(f"a{n}", group=f"a{n}", steps=5 + 3 * n, every=1 + n) for n in range(4)]
+    late = make("late", "turn_on_led", "late", steps=12, every=4)
+    late = dataclasses.replace(late, image_steps=late.image_steps + 2)
+    play = dataclasses.replace(make("play", group="play", steps=9), instruction="", task="")
+    stores = [write(tmp_path / "one", [*first, play]), write(tmp_path / "two", [late, make("z", "turn_on_led", "z")])]
+    return EpisodeTable(stores, embodiment, 3)
+
+
+def test_looked_up_columns_equal_the_ones_written_out(tmp_path):
+    table = uneven_table(tmp_path)
+    episode, step_of_image, image_of_step = [], [], []
+    for number in range(len(table)):
+        header = table.header(number)
+        first = len(episode)
+        for step in range(header.steps):
+            shown = [i for i, at in enumerate(header.image_steps) if at <= step]
+            image_of_step.append(first + (shown[-1] if shown else 0))
+        step_of_image += [int(table.step_start[number]) + int(at) for at in header.image_steps]
+        episode += [number] * header.frames
+    assert np.asarray(table.episode_of_image).tolist() == episode and len(table.episode_of_image) == table.frames
+    assert np.asarray(table.step_of_image).tolist() == step_of_image
+    assert np.asarray(table.image_of_step).tolist() == image_of_step and len(image_of_step) == table.steps
+    assert table.step_of_image[np.array([[3, 1]])].tolist() == [[step_of_image[3], step_of_image[1]]]
+
+
+def test_anchors_are_their_rows(tmp_path):
+    table = uneven_table(tmp_path, "human")
+    text = TextTable(torch.zeros(2, 1, 4), torch.ones(2, 1, dtype=torch.bool))
+    windows = HumanWindows(table, WindowConfig(history=2), 21, text, None)
+    chosen = np.array([5, 1, 3])
+    rows = [
+        row
+        for row in range(table.frames)
+        if table.episode_of_image[row] in chosen
+        and table.step_of_image[row] + 3 < table.step_start[table.episode_of_image[row] + 1]
+    ]
+    anchors = windows.anchors(chosen)
+    assert anchors.tolist() == rows == list(anchors) and len(anchors) == len(rows) and anchors[-1] == rows[-1]
+    assert np.asarray(anchors)[::2].tolist() == anchors[::2].tolist()
+    again = Anchors.of(table, np.array(rows))
+    assert again.tolist() == rows and len(again.first) == len(anchors.first)
+    assert len(windows.anchors(np.zeros(0, dtype=np.int64))) == 0
+
+
+def draws_by_definition(table, anchors, weights, seed, step, batch):
+    """One anchor from each of `batch` equal parts of the cumulated weights, in order of store, task and time."""
+    episode = table.episode_of_image[anchors]
+    order = np.lexsort((anchors, table.task[episode], table.store[episode]))
+    cumulated = np.cumsum(weights[order])
+    rng = np.random.default_rng([seed, step])
+    points = (np.arange(batch) + rng.random(batch)) / batch
+    rows = np.searchsorted(cumulated / cumulated[-1], points, side="right")
+    return rng.permutation(anchors[order][np.minimum(rows, len(anchors) - 1)])
+
+
+@pytest.mark.parametrize("balance", [True, False])
+@pytest.mark.parametrize("weights", [None, [3.0, 1.0], [0.0, 1.0]])
+def test_draws_from_runs_equal_draws_from_a_weight_for_every_window(tmp_path, weights, balance):
+    table = uneven_table(tmp_path)
+    anchors = np.arange(table.frames)
+    store, task = table.store[table.episode_of_image[anchors]], table.task[table.episode_of_image[anchors]]
+    share = np.bincount(store) / len(anchors) if weights is None else np.array(weights) / sum(weights)
+    each = np.zeros(len(anchors))
+    for s in range(2):
+        tasks = np.unique(task[store == s]) if balance else [None]
+        for t in tasks:
+            here = (store == s) & (True if t is None else task == t)
+            each[here] = share[s] / len(tasks) / here.sum()
+    sampler = AnchorSampler(table, anchors, mixing_shares(table, anchors, weights, balance), seed=2)
+    for step in range(50):
+        assert np.array_equal(sampler.draw(step, 7), draws_by_definition(table, anchors, each, 2, step, 7))
+    found = dict(zip(*sampler.weights(), strict=True))
+    assert all(found.get(anchor, 0) == pytest.approx(weight) for anchor, weight in zip(anchors, each, strict=True))
+
+
+@given(st.integers(1, 2000), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_keyed_permutation_is_a_bijection(length, key):
+    places = permuted(np.arange(length), length, np.uint64(key))
+    assert np.array_equal(np.sort(places), np.arange(length))
+    assert permuted(np.array([length - 1]), length, np.uint64(key))[0] == places[-1]
+
+
+def test_keyed_permutations_differ_by_their_keys():
+    orders = {tuple(permuted(np.arange(50), 50, np.uint64(key))) for key in range(40)}
+    assert len(orders) == 40
+
+
+def test_epoch_brings_every_window_before_one_comes_again(tmp_path):
+    table = EpisodeTable([robot_store(tmp_path / "s", tasks=2, per_task=4, steps=61)], "robot", 3)
+    anchors = np.arange(table.frames)  # 168
+    sampler = AnchorSampler(table, anchors, mixing_shares(table, anchors), seed=1, order="epochs")
+    batch, length = 16, 11
+    epochs = [[sampler.draw(length * epoch + step, batch) for step in range(length)] for epoch in range(3)]
+    for epoch in epochs:
+        counts = np.bincount(np.concatenate(epoch), minlength=table.frames)
+        assert counts.min() == 1 and counts.max() <= 2 and (counts == 2).sum() == batch * length - table.frames
+    assert not np.array_equal(np.sort(epochs[0][0]), np.sort(epochs[1][0]))
+    # A batch is spread over the data as a random one is: one window from each sixteenth.
+    assert all(np.unique(np.sort(drawn) * batch // table.frames).size >= batch - 2 for drawn in epochs[0])
+
+
+@given(st.lists(st.floats(0.05, 5), min_size=2, max_size=2), st.integers(1, 23), st.integers(0, 9), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_epoch_gives_every_window_its_weight_to_less_than_one_draw(tmp_path_factory, weights, batch, seed, balance):
+    table = EPOCH_TABLE.get("table") or uneven_table(tmp_path_factory.mktemp("epochs"))
+    EPOCH_TABLE["table"] = table
+    anchors = np.arange(table.frames)
+    shares = mixing_shares(table, anchors, weights, balance)
+    sampler = AnchorSampler(table, anchors, shares, seed, "epochs")
+    length = -(-table.frames // batch)
+    for epoch in (0, 5):
+        drawn = np.concatenate([sampler.draw(epoch * length + step, batch) for step in range(length)])
+        counts = np.bincount(drawn, minlength=table.frames)
+        for anchor, weight in zip(*sampler.weights(), strict=True):
+            assert abs(counts[anchor] - weight * length * batch) < 1 + 1e-6
+
+
+EPOCH_TABLE = {}
+
+
+@pytest.mark.parametrize("order", ["random", "epochs"])
+def test_draws_of_a_step_need_no_step_before_it(tmp_path, order):
+    table = uneven_table(tmp_path)
+    anchors = np.arange(table.frames)
+    one, other = (AnchorSampler(table, anchors, mixing_shares(table, anchors, [1.0, 2.0]), 3, order) for _ in range(2))
+    whole = [one.draw(step, 6) for step in range(20)]
+    for step in (19, 0, 7):
+        assert np.array_equal(other.draw(step, 6), whole[step])
+
+
+@pytest.mark.parametrize("hands", [1, 2])
+def test_keypoints_read_on_demand_are_those_in_memory(tmp_path, hands):
+    first = write(tmp_path / "a", [human_episode(f"a{n}", steps=9 + 4 * n, hands=hands, seed=n) for n in range(3)])
+    second = write(tmp_path / "b", [human_episode("b", steps=20, size=64, fps=15.0)])
+    table = EpisodeTable([first, second], "human", 3)
+    memory, disk = (
+        HumanWindows(table, WindowConfig(history=3), 21, text_of(table), None, in_memory=held) for held in (True, False)
+    )
+    assert memory.keypoints is not None and disk.keypoints is None
+    anchors = np.array([table.frames - 1, 0, 4, 4, 9])
+    one, other = memory.batch(anchors), disk.batch(anchors)
+    assert set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+    for a, b in zip(memory.future(anchors, 4), disk.future(anchors, 4), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_sentences_embedded_on_demand_are_those_of_the_table():
+    lengths = [2, 3, 1]
+
+    def tokens(sentences):
+        counts = [lengths[int(sentence)] for sentence in sentences]
+        mask = torch.arange(max(counts))[None] < torch.tensor(counts)[:, None]
+        text = torch.tensor([float(sentence) + 1 for sentence in sentences])[:, None, None] * mask[..., None]
+        return text.expand(-1, -1, 2).contiguous(), mask
+
+    table, lazy = TextTable(*tokens(["0", "1", "2"])), LazyText(["0", "1", "2"], tokens, 3)
+    for rows in ([0, 2, 2, 0], [[1, 0], [2, 2]]):
+        for one, other in zip(table.take(np.array(rows)), lazy.take(np.array(rows)), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_headers_are_kept_as_arrays_and_follow_the_store(tmp_path, monkeypatch):
+    monkeypatch.setattr("arvrm.windows._KEPT_FROM", 1)
+    cache, store = tmp_path / "cache", robot_store(tmp_path / "s")
+    plain = EpisodeTable([store], "robot", 3)
+    EpisodeTable([store], "robot", 3, cache)
+    (file,) = cache.iterdir()
+
+    def known(table):
+        names = (list(table.ids), table.tasks, list(table.sentences), list(table.groups), table.task.tolist())
+        return (
+            *names,
+            np.asarray(table.step_of_image).tolist(),
+            table.static_size.tolist(),
+            table.frame_stride.tolist(),
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpisodeStore, "headers", lambda _: pytest.fail("read the headers again"))
+        again = EpisodeStore(tmp_path / "s")
+        assert known(EpisodeTable([again], "robot", 3, cache)) == known(plain)
+        assert store_fingerprint(again) == store_fingerprint(store)
+    file.write_bytes(file.read_bytes()[:-100])
+    assert known(EpisodeTable([EpisodeStore(tmp_path / "s")], "robot", 3, cache)) == known(plain)
+    before = store_fingerprint(store)
+    store.close()
+    with EpisodeWriter(tmp_path / "s", {"source": "test"}, resume=True, jpeg_quality=95) as writer:
+        writer.append(robot_episode("new", group="new"))
+    table = EpisodeTable([EpisodeStore(tmp_path / "s")], "robot", 3, cache)
+    assert "new" in table.ids and store_fingerprint(table.stores[0]) != before
+    assert not list(cache.glob("*.tmp*"))
+
+
+def test_stores_of_one_entry_are_mixed_like_one_store(tmp_path):
+    stores = [
+        write(tmp_path / name, [robot_episode(name, task, name, steps=steps)])
+        for name, task, steps in (("a", "open_drawer", 30), ("b", "turn_on_led", 9), ("c", "open_drawer", 12))
+    ]
+    table = EpisodeTable(stores, "robot", 3, entries=[0, 0, 1])
+    shares = mixing_shares(table, np.arange(table.frames), [3.0, 1.0])
+    assert shares.tolist() == [[0.375, 0.375], [0.25, 0.0]]
+    with pytest.raises(UserError, match="3 given for 2 stores"):
+        mixing_shares(table, np.arange(table.frames), [1.0, 1.0, 1.0])
