@@ -167,7 +167,7 @@ def run_main(run: Callable[[], int | None], prefix: str, interrupted: str) -> in
 def _words(error: Exception) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if any(sign in text for sign in ("Connection", "connection", "NCCL", "gloo", "imed out")):
-        return f"lost another process ({text[:160]}); start the run again with --resume"
+        return "lost another process, which was ended or cannot be reached; start the run again with --resume"
     return text[:300]
 
 
