@@ -994,7 +994,7 @@ def _bar(name: str, total: int, progress: bool) -> Any:
         desc=name,
         unit="frame",
         file=sys.stderr,
-        disable=not progress,
+        disable=not (progress and processes.is_main()),
         mininterval=0.5 if terminal else 15.0,
         leave=terminal,
     )
