@@ -18,7 +18,7 @@ from arvrm import processes
 from arvrm.config import from_dict
 from arvrm.episodes import EpisodeStore
 from arvrm.interface import UserError
-from arvrm.model.config import LossConfig, ModelConfig, TextConfig, VisionConfig
+from arvrm.model.config import LossConfig, ModelConfig, SecondVisionConfig, TextConfig, VisionConfig
 from arvrm.model.importers import CLIP, ImportConfig, import_checkpoint
 from arvrm.training.loop import TrainConfig
 from arvrm.training.stages import DataConfig, FinetuneConfig, IndexConfig, PretrainConfig
@@ -73,6 +73,11 @@ READ: dict[str, Any] = {
     "num_sequences": 1000,
     "ep_len": 360,
     "decoder_heads": 16,
+    "compile_model": False,
+    "novel": True,
+    "dino_ckpt": "facebook/dinov2-base",
+    "segment_windows": 10,
+    "feature_cache": None,
 }
 """Keys that are read, with the published values, which stand where a file lacks them."""
 
@@ -87,13 +92,14 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "resampler_num_media_embeds": ((1,), "the resampler reads one image at a time"),
     "without_norm_pixel_loss": ((False,), "image prediction is scored on patches with mean and scale taken out"),
     "without_norm_pix_loss": ((False,), "image prediction is scored on patches with mean and scale taken out"),
-    "load_epoch": ((0,), "a run goes on with train.py --resume"),
+    "frozen_visual": ((True,), "the image encoders stay as published"),
+    "frozen_text": ((True,), "sentences are embedded once, before training"),
     "unseen_train": ((False,), "what it leaves out is not published; name tasks with data.tasks=[...] instead"),
-    "compile_model": ((False,), "training does not call torch.compile"),
 }
 """Keys with one value that is accepted: any other is refused for this reason."""
 
 WITHOUT_EFFECT: dict[str, str] = {
+    "load_epoch": "a run goes on with train.py --resume, and a checkpoint is a folder",
     "device": "accelerate's configuration chooses it",
     "prefetch_factor": "workers prepare two batches each",
     "evaluate_during_training": "evaluate.py is run on what training saved",
@@ -194,6 +200,9 @@ def model_config(published: Published) -> ModelConfig:
             encoder="dinov2" if "dino" in Path(v["mae_ckpt"]).name.lower() else "mae",
             path=v["mae_ckpt"],
             frozen=True,
+            second=None
+            if v["novel"]
+            else SecondVisionConfig(path=v["dino_ckpt"], input_size=v["rgb_shape"], timed=False),
             input_size=v["rgb_shape"],
             clamp=False,
             static_size=CAMERA_PIXELS["static"],
@@ -236,13 +245,19 @@ def finetune_config(published: Published, resume: bool = False, overwrite: bool 
         UserError: the store is missing, or a pretrained file cannot be imported.
     """
     v = published.values
+    shifted = v["rgb_static_pad"] or v["rgb_gripper_pad"]
+    if v["feature_cache"] and (shifted or not v["novel"]):
+        why = "images are not shifted: set rgb_static_pad and rgb_gripper_pad to 0" if shifted else "novel is true"
+        raise UserError(f"{published.place}: feature_cache keeps what the frozen encoder sees, which needs that {why}")
     data = DataConfig(
         stores=training_stores(published),
         validation=VALIDATION,
         balance_tasks=False,
         share=0.1 if v["ten_percent_train"] else 1.0,
         in_memory=False,
-        frozen_features=False,
+        frozen_features=bool(v["feature_cache"]),
+        cache=v["feature_cache"],
+        segment_windows=min(int(v["segment_windows"]), v["bs_per_gpu"]),
     )
     window = WindowConfig(v["seq_len"], 1, v["chunk_size"], image_ahead=max(1, int(v["skip_frame"])))
     batch = v["bs_per_gpu"] * v["gradient_accumulation_steps"] * processes.world()
@@ -259,6 +274,7 @@ def finetune_config(published: Published, resume: bool = False, overwrite: bool 
         warmup=v["num_warmup_epochs"] * epoch,
         weight_decay=float(v["weight_decay"]),
         precision="bf16" if mixed == "bf16" else "fp32",
+        compile=v["compile_model"],
         device="cpu" if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") else "auto",
         log_every=v["print_steps"],
         validate_every=epoch,

@@ -33,18 +33,32 @@ class FrameCache:
 
     def __init__(self, rollouts: int = 512) -> None:
         self.rollouts = rollouts
-        self._frames: OrderedDict[int, dict[int, tuple[Observation, tuple[torch.Tensor, torch.Tensor]]]] = OrderedDict()
+        self._frames: OrderedDict[int, dict[int, tuple[Observation, tuple[torch.Tensor, torch.Tensor], str]]]
+        self._frames = OrderedDict()
 
-    def get(self, rollout: int, step: int, frame: Observation) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return the tokens (M + 1, d) of both cameras, or None."""
+    def get(
+        self, rollout: int, step: int, frame: Observation, words: str = ""
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the tokens (M + 1, d) of both cameras, or None.
+
+        Args:
+            words: the instruction, where tokens depend on it.
+        """
         known = self._frames.get(rollout, {}).get(step)
-        if known is None:
+        if known is None or known[2] != words:
             return None
         same = all(np.array_equal(getattr(known[0], name), getattr(frame, name)) for name in CAMERAS)
         return known[1] if same else None
 
-    def put(self, rollout: int, step: int, frame: Observation, tokens: tuple[torch.Tensor, torch.Tensor]) -> None:
-        self._frames.setdefault(rollout, {})[step] = (frame, tokens)
+    def put(
+        self,
+        rollout: int,
+        step: int,
+        frame: Observation,
+        tokens: tuple[torch.Tensor, torch.Tensor],
+        words: str = "",
+    ) -> None:
+        self._frames.setdefault(rollout, {})[step] = (frame, tokens, words)
 
     def forget(self, rollout: int, before: int, after: int) -> None:
         """Drop this rollout's steps outside [before, after], and rollouts beyond the limit."""
@@ -105,6 +119,7 @@ class CheckpointPolicy:
         )
         self.text = TextEncoder(self.config.text)
         self.retriever = retriever
+        self.by_words = vision.modulated or (vision.second is not None and vision.second.modulated)
         self.cache = FrameCache() if cache and self.history > 1 and vision.encoder != "conv" else None
         self._sentences: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         if batch > 1 and not self._rows_agree():
@@ -180,7 +195,8 @@ class CheckpointPolicy:
             for t, offset in enumerate(offsets):
                 if request.step + offset < 0:
                     continue
-                tokens = self.cache.get(request.rollout, request.step + offset, request.history[t])
+                words = request.instruction if self.by_words else ""
+                tokens = self.cache.get(request.rollout, request.step + offset, request.history[t], words)
                 if tokens is None:
                     missing.append((row, t))
                 else:
@@ -205,7 +221,8 @@ class CheckpointPolicy:
                 tokens = (encoded["static_tokens"][i, 0].clone(), encoded["gripper_tokens"][i, 0].clone())
                 found[row, t] = tokens
                 request = requests[row]
-                self.cache.put(request.rollout, request.step + offsets[t], request.history[t], tokens)
+                words = request.instruction if self.by_words else ""
+                self.cache.put(request.rollout, request.step + offsets[t], request.history[t], tokens, words)
         example = next(iter(found.values()))
         result = {}
         for camera, name in enumerate(("static_tokens", "gripper_tokens")):

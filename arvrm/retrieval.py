@@ -98,7 +98,7 @@ class FrozenEncoders:
         text: the text encoder.
         vision: how `image` was built.
         size: pixels at which a conv encoder reads images.
-        language_width: width of the language token that modulates a conv encoder with `film`; here it is zero, so that
+        language_width: width of the language token that modulates the encoder, if it does; here it is zero, so that
             frames are compared as they look, whatever the instruction.
         image: the encoder, as `model.encoders.image_encoder` builds it.
     """
@@ -133,15 +133,19 @@ class FrozenEncoders:
             images = torch.from_numpy(np.ascontiguousarray(frames[start : start + batch])).to(device)
             if self.vision.encoder == "conv":
                 images, _ = fit_images(images[None], self.size)
-            words = torch.zeros(len(images), self.language_width, device=device) if self.vision.film else None
+            by_words = self.vision.film or self.vision.modulated
+            words = torch.zeros(len(images), self.language_width, device=device) if by_words else None
             cls = self.image(images, words)[0][:, 0].float()
             out.append(torch.nn.functional.normalize(cls, dim=-1).cpu().numpy())
         return np.concatenate(out)
 
     def _description(self) -> dict[str, Any]:
+        # What is off is left out, so that indexes made before it existed keep their hash.
+        optional = ("modulated", "second")
+        vision = {k: v for k, v in dataclasses.asdict(self.vision).items() if v or k not in optional}
         return {
             "text": dataclasses.asdict(self.text.config),
-            "vision": dataclasses.asdict(self.vision),
+            "vision": vision,
             "size": self.size,
             "language_width": self.language_width,
         }

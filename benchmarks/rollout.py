@@ -27,7 +27,7 @@ PAPER_VIT = {"layer_norm_eps": 1e-6}
 SMALL_VIT = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}
 
 
-def config(size: str) -> ModelConfig:
+def config(size: str, fwd_pred: bool = True) -> ModelConfig:
     """The published network; "small" has a quarter of the ViT's width and a third of all layers."""
     paper = size == "paper"
     vision = VisionConfig("mae", None, PAPER_VIT if paper else SMALL_VIT, True, clamp=False, film=False)
@@ -47,7 +47,7 @@ def config(size: str) -> ModelConfig:
         resampler_position=True,
         state="official",
         head_activation="none",
-        fwd_pred=True,
+        fwd_pred=fwd_pred,
         image_decoder="shared",
         image_decoder_heads=16 if paper else 3,
     )

@@ -85,8 +85,55 @@ class Resampler(nn.Module):
         return self.norm(x)
 
 
+class FilmedBlock(nn.Module):
+    def __init__(self, block, width, words):
+        super().__init__()
+        self.block, self.scale, self.shift = block, nn.Linear(words, width), nn.Linear(words, width)
+
+
+class FilmedDino(nn.Module):
+    """DINOv2 as AR-VRM's ABCD code modulates it: words scale and shift each block's stream after its attention."""
+
+    def __init__(self, width, words):
+        super().__init__()
+        import transformers
+
+        sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 1, "image_size": 42}
+        config = transformers.Dinov2Config(**sizes, patch_size=14, layer_norm_eps=1e-6, attn_implementation="eager")
+        self.vision_backbone = transformers.Dinov2Model(config)
+        layers = self.vision_backbone.encoder.layer
+        for i in range(len(layers)):
+            layers[i] = FilmedBlock(layers[i], width, words)
+
+    def forward(self, images, words):
+        vit = self.vision_backbone
+        x = vit.embeddings(images)
+        for layer in vit.encoder.layer:
+            block = layer.block
+            x = x + block.layer_scale1(block.attention(block.norm1(x))[0])
+            x = x * (1 + layer.scale(words)[:, None]) + layer.shift(words)[:, None]
+            x = x + block.layer_scale2(block.mlp(block.norm2(x)))
+        return vit.layernorm(x)
+
+
+def hub_names(state):
+    """Names of DINOv2's tensors as files have them, which this version of transformers renames."""
+    parts = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value"}
+    parts["o_proj"] = "output.dense"
+    renamed = {}
+    for name, value in state.items():
+        if ".vision_backbone." in name:
+            for new, old in parts.items():
+                name = name.replace(f".attention.{new}.", f".attention.{old}.")
+        renamed[name] = value
+    return renamed
+
+
 class OfficialGR1(nn.Module):
-    """`chunk` None: GR-1, one action query and no positions in the transformer; a number: GR-Chunk."""
+    """`chunk` None: GR-1, one action query and no positions in the transformer; a number: GR-Chunk.
+
+    `dino`: AR-VRM's second variant, with a modulated DINOv2 beside MAE.
+    """
 
     def __init__(
         self,
@@ -105,6 +152,7 @@ class OfficialGR1(nn.Module):
         resampler=(2, 2, 8),
         decoder_heads=16,
         noise=0.1,
+        dino=False,
     ):
         super().__init__()
         from transformers import GPT2Config, GPT2Model
@@ -129,6 +177,11 @@ class OfficialGR1(nn.Module):
         self.embed_lang = nn.Linear(text, width)
         self.embed_img, self.embed_hand_img = nn.Linear(features, width), nn.Linear(features, width)
         self.embed_patch, self.embed_hand_patch = nn.Linear(features, width), nn.Linear(features, width)
+        if dino:
+            self.dino = FilmedDino(features, width)
+            self.perceiver_resampler_dino = Resampler(features, *resampler, latents)
+            for name in ("img", "hand_img", "patch", "hand_patch"):
+                setattr(self, f"embed_dino_{name}", nn.Linear(features, width))
         self.embed_ln = nn.LayerNorm(width)
         self.action_queries = nn.Embedding(1, width)
         if chunk is not None:
@@ -149,7 +202,7 @@ class OfficialGR1(nn.Module):
 
     def saved(self):
         """The state dict as the original would save it, without the frozen encoders."""
-        state = {name: value for name, value in self.state_dict().items() if not name.startswith("model_")}
+        state = hub_names({name: value for name, value in self.state_dict().items() if not name.startswith("model_")})
         if self.chunk is None:
             del state["transformer.wpe.weight"]
         return state
@@ -168,8 +221,19 @@ class OfficialGR1(nn.Module):
 
         patches, cls = camera(rgb, self.embed_img, self.embed_patch)
         hand_patches, hand_cls = camera(hand, self.embed_hand_img, self.embed_hand_patch)
-        words = (words[:, None] + time)[:, :, None]
+        plain, words = words, (words[:, None] + time)[:, :, None]
         seen = [words, (state + time)[:, :, None], patches, cls, hand_patches, hand_cls]
+        if hasattr(self, "dino"):
+
+            def second(images, cls_layer, patch_layer, timed):
+                x = self.dino(images.flatten(0, 1), plain.repeat_interleave(frames, 0))
+                cls = cls_layer(x[:, 0]).unflatten(0, (batch, frames)) + time
+                patches = patch_layer(self.perceiver_resampler_dino(x)).unflatten(0, (batch, frames))
+                return [cls[:, :, None], patches + time[:, None] if timed else patches]
+
+            # The static camera's carry no time in the published code.
+            seen[4:4] = second(rgb, self.embed_dino_img, self.embed_dino_patch, False)
+            seen += second(hand, self.embed_dino_hand_img, self.embed_dino_hand_patch, True)
         actions = self.action_queries.weight
         if self.chunk is not None:
             actions = self.action_chunk_queries.weight + actions

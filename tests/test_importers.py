@@ -62,6 +62,37 @@ def test_imported_network_computes_what_the_original_computes(chunk, padded):
     assert torch.equal(actions[..., 6], expected["gripper"][:, -1].sign())
 
 
+@pytest.mark.parametrize("padded", [0, 2])
+def test_ar_vrms_second_variant_computes_what_the_original_computes(padded):
+    # Both ViTs read the same pixels: 112 is a multiple of 16 and of 14.
+    model = original(4, dino=True, size=112)
+    state = model.saved()
+    state |= {name.replace("dino.", "ego_hand.", 1): t for name, t in state.items() if name.startswith("dino.")}
+    found = convert(state, SMALL, ("mae", backbones.mae(model.model_mae.state_dict())))
+    second = found.model.config.vision.second
+    assert found.kind == "ar-vrm" and second.modulated and second.patches and not second.timed
+    assert not any("as we know it" in reason for reason in found.left_out.values())
+    assert "dino.vision_backbone.encoder.layer.1.scale.weight" in found.mapped
+    mine, theirs = inputs(model, padded=padded, view=112)
+    with torch.no_grad():
+        expected = model(**theirs)
+    got = found.model.predict(mine, images=True)
+    for name, value in expected.items():
+        value[-1] = torch.roll(value[-1], padded, dims=0)
+        difference = (got[name] - value).abs()
+        difference[-1, :padded] = 0
+        assert difference.max() < 1e-5 * max(1.0, float(value.abs().max())), name
+
+
+def test_dinov2_without_its_weights_is_left_out_with_the_reason():
+    model = original(4)
+    extra = {"embed_dino_img.weight": torch.zeros(64, 64), "ar_matrix.layers.0.norm1.bias": torch.zeros(64)}
+    found = convert({**model.saved(), **extra}, SMALL, ("mae", backbones.mae(model.model_mae.state_dict())))
+    assert found.kind == "ar-vrm" and found.model.config.vision.second is None
+    assert "which the file does not have" in found.left_out["embed_dino_img.weight"]
+    assert "human motion" in found.left_out["ar_matrix.layers.0.norm1.bias"]
+
+
 @pytest.mark.slow
 def test_network_of_the_published_size_computes_what_the_original_computes():
     sizes = {"width": 384, "layers": 12, "heads": 12, "frames": 10, "latents": 9, "text": 512, "size": 224}

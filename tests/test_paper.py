@@ -153,3 +153,24 @@ def test_paper_commands_train_and_evaluate(tmp_path):
     evaluated = launch(tmp_path, "evaluate.py", "--workers", "1")
     assert evaluated.returncode == 0, evaluated.stderr[-2000:]
     assert load_results(tmp_path / "save" / "results.json")
+
+
+def test_windows_share_frames_unless_asked_otherwise(tmp_path):
+    values = tiny(tmp_path)
+    data = paper.finetune_config(paper.parse(values)).data
+    assert data.segment_windows == 4 and not data.frozen_features, "as many as a batch holds"
+    assert paper.finetune_config(paper.parse({**values, "segment_windows": 0})).data.segment_windows == 0
+    cached = {**values, "feature_cache": str(tmp_path / "features")}
+    with pytest.raises(UserError, match="rgb_static_pad and rgb_gripper_pad to 0"):
+        paper.finetune_config(paper.parse(cached))
+    data = paper.finetune_config(paper.parse({**cached, "rgb_static_pad": 0, "rgb_gripper_pad": 0})).data
+    assert data.frozen_features and data.cache == str(tmp_path / "features") and data.segment_windows == 4
+
+
+def test_keys_of_ar_vrms_own_configurations_are_understood():
+    values = paper.read_json(PUBLISHED[0]) | {"frozen_visual": True, "frozen_text": True, "load_epoch": 57}
+    assert paper.model_config(paper.parse({**values, "novel": True})).vision.second is None
+    second = paper.model_config(paper.parse({**values, "novel": False})).vision.second
+    assert (second.encoder, second.modulated, second.patches, second.timed) == ("dinov2", True, True, False)
+    with pytest.raises(UserError, match="frozen_visual"):
+        paper.parse({**values, "frozen_visual": False})

@@ -17,6 +17,11 @@ ENCODERS = {
     "conv": {"width": 16, "channels": [8, 8], "depth": 1, "points": 8, "static_size": 32, "gripper_size": 32},
     "mae": {"encoder": "mae", "backbone": VIT, "frozen": True, "static_size": 32, "gripper_size": 16},
 }
+DINO = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 28}
+ENCODERS["mae and modulated dinov2"] = {
+    **ENCODERS["mae"],
+    "second": {"backbone": {**DINO, "patch_size": 14}, "input_size": 28},
+}
 
 
 def config(root, encoder="mae", **data):

@@ -92,7 +92,7 @@ def test_the_loop_reads_numbers_only_when_it_logs(tmp_path):
     )
     read = []
 
-    def batch_of(index):
+    def batch_of(step, piece):
         read.append(list(waits.found))
         waits.found.clear()
         return batch

@@ -112,6 +112,29 @@ def dinov2(tensors: dict[str, Tensor], place: str = "DINOv2") -> Any:
     return _fill(transformers.Dinov2Model, config, tensors, _vit_names(shape, "dinov2"), place)
 
 
+def dinov2_hub(tensors: dict[str, Tensor], place: str = "DINOv2") -> Any:
+    """Return a `Dinov2Model` from the names of the hub's files, whose sizes are read from the tensors."""
+    import transformers
+
+    try:
+        width, channels, patch, _ = tensors["embeddings.patch_embeddings.projection.weight"].shape
+        cells = tensors["embeddings.position_embeddings"].shape[1] - 1
+        inner = tensors["encoder.layer.0.mlp.fc1.weight"].shape[0]
+    except KeyError as error:
+        raise UserError(f"{place}: has no {error}; it holds no DINOv2 of the hub") from error
+    config = transformers.Dinov2Config(
+        hidden_size=width,
+        num_channels=channels,
+        patch_size=patch,
+        image_size=patch * round(cells**0.5),
+        num_hidden_layers=1 + max(int(n.split(".")[2]) for n in tensors if n.startswith("encoder.layer.")),
+        num_attention_heads=max(1, width // HEAD_WIDTH),
+        mlp_ratio=inner // width,
+        layer_norm_eps=1e-6,
+    )
+    return _fill(transformers.Dinov2Model, config, tensors, {name: [name] for name in tensors}, place)
+
+
 def _vit_shape(tensors: dict[str, Tensor], place: str) -> dict[str, int]:
     try:
         width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape

@@ -183,6 +183,9 @@ def _self_contained(model: KeypointVLM | PolicyNet) -> ModelConfig:
     if not isinstance(vlm.static_encoder, VitEncoder):
         return model.config
     vision = dataclasses.replace(model.config.vision, backbone=vlm.static_encoder.backbone())
+    if vision.second is not None and isinstance(model, PolicyNet):
+        second = dataclasses.replace(vision.second, backbone=model.second.encoder.backbone())
+        vision = dataclasses.replace(vision, second=second)
     return dataclasses.replace(model.config, vision=vision)
 
 

@@ -28,6 +28,28 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class SecondVisionConfig:
+    """A frozen ViT beside the image encoder of a policy, as AR-VRM's code has DINOv2-B beside MAE.
+
+    It sees what the first one sees, and its tokens follow the first one's of the same camera.
+
+    Attributes:
+        encoder, path, backbone, input_size: as in `VisionConfig`.
+        modulated: as in `VisionConfig`; AR-VRM's ABCD code.
+        patches: its CLS token, then M latents of all its tokens through a resampler of its own; false: CLS only.
+        timed: all of them carry their frame's time; false: the static camera's latents do not, as in AR-VRM's code.
+    """
+
+    encoder: Literal["mae", "dinov2"] = "dinov2"
+    path: str | None = None
+    backbone: dict[str, Any] | None = None
+    input_size: int | None = 224
+    modulated: bool = True
+    patches: bool = True
+    timed: bool = True
+
+
+@dataclass(frozen=True)
 class VisionConfig:
     """Image encoders.
 
@@ -36,6 +58,9 @@ class VisionConfig:
             transformers, one for both cameras.
         path: the ViT weights: a local directory, a hub name, or the original file (`mae_pretrain_vit_base.pth`).
         backbone: the ViT's own configuration, filled from `path`, so that a checkpoint describes itself.
+        modulated: the language token scales and shifts the stream of each block of a ViT after its attention (FiLM),
+            through layers that are trained also where the ViT is frozen.
+        second: another ViT beside this encoder in a policy; null: none.
         frozen: do not train the encoder; then cached `*_features` may stand for images.
         input_size: pixels at which a ViT reads (224 for DINOv2, whose own size is 518); None: its own.
         clamp: bring what a ViT's bicubic resize overshoots back to 0..255; false: leave it, and scale to the last
@@ -54,6 +79,8 @@ class VisionConfig:
     encoder: Literal["conv", "mae", "dinov2"] = "conv"
     path: str | None = None
     backbone: dict[str, Any] | None = None
+    modulated: bool = False
+    second: SecondVisionConfig | None = None
     frozen: bool = False
     input_size: int | None = None
     clamp: bool = True
@@ -225,6 +252,10 @@ class ModelConfig:
             raise ValueError("vision.film needs a conv encoder in training; set it to false for a ViT or frozen one")
         if self.loss.geometry > 0 and vision.encoder != "conv":
             raise ValueError("loss.geometry: only the conv encoder has heatmaps; set it to 0 or use that encoder")
+        if vision.modulated and vision.encoder == "conv":
+            raise ValueError("vision.modulated is for a ViT; a conv encoder has vision.film")
+        if vision.second is not None and not vision.second.patches and not vision.second.timed:
+            raise ValueError("vision.second.timed is about its patches; set it to true without them")
         if not 0.0 <= self.analogy.alpha <= 1.0:
             raise ValueError(f"analogy.alpha is {self.analogy.alpha}; give a number from 0 to 1")
         if self.analogy.at_rollout == "on" and not self.analogy.enabled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -358,10 +359,44 @@ class ConvEncoder(nn.Module):
         return torch.cat([cls[:, None], patches.to(cls.dtype)], dim=1), logits
 
 
-class VitEncoder(nn.Module):
-    """MAE's or DINOv2's ViT through transformers: CLS and patch tokens of the last layer."""
+class FilmedLayer(nn.Module):
+    """A block of a ViT whose stream words scale and shift between attention and MLP (FiLM, Perez et al., 2018).
 
-    def __init__(self, config: VisionConfig) -> None:
+    Where and how as in AR-VRM's published code: h (1 + gamma) + beta, both linear in the language token. They start at
+    zero here, so that training starts from what the ViT has learnt.
+    """
+
+    def __init__(self, block: nn.Module, width: int, language_width: int) -> None:
+        super().__init__()
+        self.block = block
+        self.scale, self.shift = nn.Linear(language_width, width), nn.Linear(language_width, width)
+        for layer in (self.scale, self.shift):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.words: Tensor | None = None
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
+        """Return (N, 1 + P, D) for `hidden` (N, 1 + P, D), with `words` (N, language_width) set before."""
+        block, words = self.block, self.words
+        if hasattr(block, "norm1"):  # DINOv2's names
+            attended = block.attention(block.norm1(hidden), attention_mask=attention_mask, **options)[0]
+            hidden = block.drop_path(block.layer_scale1(attended)) + hidden
+        else:
+            hidden = block.attention(block.layernorm_before(hidden), attention_mask, **options)[0] + hidden
+        hidden = hidden * (1.0 + self.scale(words)[:, None]) + self.shift(words)[:, None]
+        if hasattr(block, "norm2"):
+            return block.drop_path(block.layer_scale2(block.mlp(block.norm2(hidden)))) + hidden
+        return block.mlp(block.layernorm_after(hidden)) + hidden
+
+
+class VitEncoder(nn.Module):
+    """MAE's or DINOv2's ViT through transformers: CLS and patch tokens of the last layer.
+
+    Args:
+        language_width: of the words, where they modulate it.
+    """
+
+    def __init__(self, config: VisionConfig, language_width: int = 0) -> None:
         super().__init__()
         transformers = _transformers(f"vision.encoder {config.encoder!r}")
         names = {"mae": ("ViTMAEConfig", "ViTMAEModel"), "dinov2": ("Dinov2Config", "Dinov2Model")}[config.encoder]
@@ -384,6 +419,15 @@ class VitEncoder(nn.Module):
         self.register_buffer("mean", 255.0 * torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
         spread = torch.tensor([0.229, 0.224, 0.225]) + (0.0 if config.clamp else 1e-6)
         self.register_buffer("std", 255.0 * spread[:, None, None], persistent=False)
+        if config.frozen:
+            self.model.requires_grad_(False)
+        self.filmed: list[FilmedLayer] = []
+        if config.modulated:
+            # transformers keeps MAE's blocks in the model and DINOv2's in its encoder.
+            layers = self.model.layers if hasattr(self.model, "layers") else self.model.encoder.layer
+            for i, block in enumerate(layers):
+                layers[i] = FilmedLayer(block, self.width, language_width)
+                self.filmed.append(layers[i])
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return (N, 3, size, size) float32, normalised by ImageNet's statistics, for images (N, H, W, 3) uint8."""
@@ -398,14 +442,26 @@ class VitEncoder(nn.Module):
         return self.model.config.to_diff_dict()
 
     def forward(self, images: Tensor, language: Tensor | None) -> tuple[Tensor, None]:
-        """Return features (N, 1 + P, D) for images (N, H, W, 3) uint8, resized here (bicubic); no heatmaps."""
+        """Return features (N, 1 + P, D) for images (N, H, W, 3) uint8, resized here (bicubic); no heatmaps.
+
+        `language` (N, language_width) is read by a modulated ViT only.
+        """
         x = self.pixels(images)
+        for layer in self.filmed:
+            layer.words = language
+        try:
+            return self._features(x), None
+        finally:
+            for layer in self.filmed:
+                layer.words = None
+
+    def _features(self, x: Tensor) -> Tensor:
         if self.masks:
             # The class shuffles patches by this noise; ascending noise keeps their order.
             noise = torch.arange(self.patches, device=x.device, dtype=torch.float32).expand(len(x), -1)
             other = {"interpolate_pos_encoding": True} if self.size != self.model.config.image_size else {}
-            return self.model(x, noise=noise, **other).last_hidden_state, None
-        return self.model(x).last_hidden_state, None
+            return self.model(x, noise=noise, **other).last_hidden_state
+        return self.model(x).last_hidden_state
 
 
 def pretrained_model(config: VisionConfig) -> Any:
@@ -417,10 +473,31 @@ def pretrained_model(config: VisionConfig) -> Any:
 
 def image_encoder(config: VisionConfig, size: int, language_width: int) -> ConvEncoder | VitEncoder:
     """Build the encoder of one camera whose images the conv encoder reads at `size` pixels."""
-    encoder = ConvEncoder(config, size, language_width) if config.encoder == "conv" else VitEncoder(config)
+    if config.encoder != "conv":
+        return VitEncoder(config, language_width)
+    encoder = ConvEncoder(config, size, language_width)
     if config.frozen:
         encoder.requires_grad_(False)
     return encoder
+
+
+def second_encoder(config: VisionConfig, language_width: int) -> VitEncoder:
+    """Build the frozen ViT of `config.second`."""
+    second = config.second
+    own = dataclasses.replace(
+        config,
+        encoder=second.encoder,
+        path=second.path,
+        backbone=second.backbone,
+        input_size=second.input_size,
+        modulated=second.modulated,
+        second=None,
+        frozen=True,
+    )
+    try:
+        return VitEncoder(own, language_width)
+    except UserError as error:
+        raise UserError(str(error).replace("vision.", "vision.second.")) from error
 
 
 class TextPool(nn.Module):

@@ -2,18 +2,22 @@
 
     gr1      snapshot_ABC.pt        chunk of one action, transformer without positions (bytedance/GR-1)
     gr-chunk GR1_*.pth              chunk of actions, GPT-2's position embedding (EDiRobotics/GR1-Training)
-    ar-vrm   AR_*.pth               the same with more tensors, which its forward pass does not read without human input
+    ar-vrm   AR_*.pth               the same with more tensors (idejie/AR)
 
-All three compute one network, which `PolicyNet` computes too under the switches that `official_config` sets. Every
+AR-VRM's code has two variants: the first's robot side is GR-Chunk's; the second (ABCD) reads a frozen DINOv2-B beside
+MAE, its CLS token only, or modulated by language and with patches. Which it is, the tensors tell.
+
+All compute one network, which `PolicyNet` computes too under the switches that `official_config` sets. Every
 tensor of a file is mapped, or named among those left out; every tensor of ours that the file lacks is named as new.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +27,7 @@ from torch import Tensor
 from arvrm.interface import UserError
 from arvrm.model import backbones
 from arvrm.model.checkpoint import save_checkpoint
-from arvrm.model.config import LossConfig, ModelConfig, TextConfig, VisionConfig
+from arvrm.model.config import LossConfig, ModelConfig, SecondVisionConfig, TextConfig, VisionConfig
 from arvrm.model.encoders import pretrained_model
 from arvrm.model.policy_net import PolicyNet
 
@@ -49,6 +53,19 @@ UNUSED = (
     ("transformer.wte.", "GPT-2's table of words; inputs are embeddings"),
     ("model_clip.", "CLIP, frozen; read from text.path when a policy is loaded"),
 )
+AR_ONLY = {
+    "ego_hand.": "another name of DINOv2's tensors",
+    "ar_matrix": "read only with human motion, which the released code never gives",
+}
+DINO_ONLY = {
+    "embed_dino_": "read only with DINOv2, which the file does not have",
+    "perceiver_resampler_dino.": "read only with DINOv2, which the file does not have",
+}
+DINO_READ = dict.fromkeys(
+    ("dino.vision_backbone.", "dinov2_vitb14."), "the second frozen image encoder, loaded under its own names"
+)
+MODULATED, PLAIN = "dino.vision_backbone.", "dinov2_vitb14."
+"""Where AR-VRM's two ways to use DINOv2 keep it."""
 BEYOND = "no part of the robot's forward pass as we know it"
 BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)$")
 
@@ -148,9 +165,11 @@ def convert(
     """
     if "embed_arm_state.weight" not in tensors or "transformer.h.0.ln_1.weight" not in tensors:
         raise UserError(f"{place}: has no embed_arm_state or transformer; it is no checkpoint of GR-1's family")
-    config = official_config(tensors, settings, encoder, clip, place)
-    names = tensor_names(config, tensors)
-    left_out, unknown = {}, []
+    second = _second(tensors, place)
+    config = official_config(tensors, settings, encoder, clip, place, second and second[0])
+    names = tensor_names(config, tensors) | (second[1] if second else {})
+    left_out, unknown, foreign = {}, [], AR_ONLY | (DINO_READ if second else DINO_ONLY)
+    of_ar = second is not None or any(name.startswith(tuple(AR_ONLY | DINO_ONLY)) for name in tensors)
     for name in tensors:
         if name in names:
             continue
@@ -159,12 +178,13 @@ def convert(
             reason = "the causal mask, a constant"
         elif name.startswith("model_mae."):
             reason = "the frozen image encoder, loaded under its own names"
+        reason = reason or next((why for prefix, why in foreign.items() if name.startswith(prefix)), None)
         if reason is None:
             unknown.append(name)
         else:
             left_out[name] = reason
     if kind == "auto":
-        kind = "ar-vrm" if unknown else "gr-chunk" if "action_chunk_queries.weight" in tensors else "gr1"
+        kind = "ar-vrm" if unknown or of_ar else "gr-chunk" if "action_chunk_queries.weight" in tensors else "gr1"
     if unknown and kind != "ar-vrm":
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise UserError(f"{place}: {', '.join(unknown[:3])}{more} are not of {kind}; pass --kind ar-vrm to leave them")
@@ -178,6 +198,7 @@ def convert(
         if name not in tensors:
             raise UserError(f"{place}: has no tensor {name!r}; the file is not whole, or of another model")
         values |= _mapped(name, tensors[name].detach().float(), targets, config)
+    values |= second[2] if second else {}
     if "action_chunk_queries.weight" in tensors:
         # A chunk's queries are offsets from the one query of GR-1.
         values["action_queries"] = values["action_queries"] + tensors["action_chunk_queries.weight"].float()
@@ -199,7 +220,12 @@ def convert(
 
 
 def official_config(
-    tensors: dict[str, Tensor], settings: dict[str, Any], encoder: tuple[str, Any], clip: str, place: str
+    tensors: dict[str, Tensor],
+    settings: dict[str, Any],
+    encoder: tuple[str, Any],
+    clip: str,
+    place: str,
+    second: SecondVisionConfig | None = None,
 ) -> ModelConfig:
     """Return the configuration under which `PolicyNet` computes what the original computes."""
     try:
@@ -229,6 +255,7 @@ def official_config(
     vision = VisionConfig(
         encoder=encoder[0],
         backbone=own.to_diff_dict(),
+        second=second and replace(second, input_size=input_size),
         frozen=True,
         input_size=None if input_size == own.image_size else input_size,
         clamp=False,
@@ -317,8 +344,17 @@ def tensor_names(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, l
         both |= {f"{old}.norm1": f"{new}.norm_attention", f"{old}.norm2": f"{new}.norm_mlp"}
         both |= {f"{old}.attn.qkv": f"{new}.qkv", f"{old}.attn.proj": f"{new}.out"}
         both |= {f"{old}.mlp.fc1": f"{new}.mlp.0", f"{old}.mlp.fc2": f"{new}.mlp.2"}
-    for i in range(config.resampler_layers):
-        old, new = f"perceiver_resampler.layers.{i}", f"vlm.resampler.layers.{i}"
+    resamplers = {"perceiver_resampler": "vlm.resampler"}
+    if config.vision.second is not None:
+        both |= {"embed_dino_img": "second.cls.static", "embed_dino_hand_img": "second.cls.gripper"}
+        if config.vision.second.patches:
+            both |= {"embed_dino_patch": "second.patch.static", "embed_dino_hand_patch": "second.patch.gripper"}
+            both |= {"perceiver_resampler_dino.norm": "second.resampler.norm_out"}
+            names["perceiver_resampler_dino.latents"] = ["second.resampler.latents"]
+            names["perceiver_resampler_dino.media_pos_emb"] = ["second.resampler.position"]
+            resamplers["perceiver_resampler_dino"] = "second.resampler"
+    for (theirs, ours), i in itertools.product(resamplers.items(), range(config.resampler_layers)):
+        old, new = f"{theirs}.layers.{i}", f"{ours}.layers.{i}"
         both |= {f"{old}.0.norm_media": f"{new}.norm_patches", f"{old}.0.norm_latents": f"{new}.norm_latents"}
         both |= {f"{old}.1.0": f"{new}.norm_mlp"}
         for a, b in (
@@ -342,11 +378,36 @@ def _mapped(name: str, value: Tensor, targets: list[str], config: ModelConfig) -
         value = value.T.contiguous()  # GPT-2's layers are stored input by output
     if ".attn.c_attn." in name:
         return {targets[0]: value[: config.width].clone(), targets[1]: value[config.width :].clone()}
-    if name in ("mask_token", "perceiver_resampler.media_pos_emb"):
+    if name == "mask_token" or name.endswith(".media_pos_emb"):
         value = value.flatten()
     if name == "decoder_pos_embed":
         value = value[0]
     return {targets[0]: value.clone()}
+
+
+def _second(
+    tensors: dict[str, Tensor], place: str
+) -> tuple[SecondVisionConfig, dict[str, list[str]], dict[str, Tensor]] | None:
+    """Return AR-VRM's DINOv2: how it is used, which tensors are read for it, and ours; None where there is none."""
+    modulated = any(name.startswith(MODULATED) for name in tensors)
+    prefix = MODULATED if modulated else PLAIN
+    inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    if not inside:
+        return None
+    films = {name: t for name, t in inside.items() if re.match(r"encoder\.layer\.\d+\.(scale|shift)\.", name)}
+    base = {name.replace(".block.", ".", 1): t for name, t in inside.items() if name not in films}
+    model = backbones.dinov2_hub(base, place) if modulated else backbones.dinov2(base, place)
+    config = SecondVisionConfig(
+        backbone=model.config.to_diff_dict(), modulated=modulated, patches=modulated, timed=not modulated
+    )
+    values = {}
+    for name, value in model.state_dict().items():
+        if modulated:
+            name = re.sub(r"^(encoder\.layer\.\d+)\.", r"\1.block.", name)
+        values[f"second.encoder.model.{name}"] = value
+    values |= {f"second.encoder.model.{name}": value.detach().float() for name, value in films.items()}
+    names = {prefix + name: [f"second.encoder.model.{name}"] for name in films}
+    return config, names, values
 
 
 def _settings(file: str | None) -> dict[str, Any]:

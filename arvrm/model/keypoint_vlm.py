@@ -116,7 +116,7 @@ class KeypointVLM(nn.Module):
         """
         cached = batch.get(f"{camera}_features")
         if cached is not None:
-            if not self.config.vision.frozen:
+            if not self.config.vision.frozen or self.config.vision.modulated:
                 raise UserError(f"{camera}_features: cached features need vision.frozen; give images, or freeze it")
             expect(f"{camera}_features", cached, "B", "T", 1 + encoder.patches, encoder.width)
             return Seen(cached.to(z_l.dtype), None, torch.zeros(len(cached), 2, device=cached.device), None)
@@ -130,9 +130,10 @@ class KeypointVLM(nn.Module):
             images = jitter_colours(images, shape[0], self.config.vision.colour_jitter)
         pixels = images.unflatten(0, shape)
         count = shape[1] if encoded is None else encoded
-        words = z_l.repeat_interleave(count, 0) if self.config.vision.film else None
+        by_words = self.config.vision.film or self.config.vision.modulated
+        words = z_l.repeat_interleave(count, 0) if by_words else None
         # Words reach a frozen ViT through layers that are trained, so gradients must pass it.
-        trained = self.config.vision.film or not self.config.vision.frozen
+        trained = self.config.vision.modulated or not self.config.vision.frozen
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             features, heatmaps = encoder(pixels[:, :count].flatten(0, 1), words)
         shape = (shape[0], count)
@@ -153,6 +154,7 @@ class KeypointVLM(nn.Module):
         query_frames: Tensor,
         token_mask: Tensor,
         positions: tuple[Tensor, Tensor, int] | None = None,
+        untimed: tuple[int, int] = (0, 0),
     ) -> Tensor:
         """Run the transformer.
 
@@ -163,6 +165,7 @@ class KeypointVLM(nn.Module):
             query_frames: (Q,) int64, the frame each query belongs to.
             token_mask: (B, T) or (B, T, 1 + sum n_i) bool.
             positions: a position embedding (rows, d), each query's place in its frame (Q,), places in a frame.
+            untimed: places in a frame, from and to, of tokens that do not carry its time.
 
         Returns:
             (B, Q, d).
@@ -179,7 +182,11 @@ class KeypointVLM(nn.Module):
             time = self.time[rank]
         else:
             time = self.time[None, :count]
-        tokens = tokens + time[:, :, None]
+        if untimed[0] < untimed[1]:
+            place = torch.arange(tokens.shape[2], device=z_l.device)[:, None]
+            tokens = tokens + time[:, :, None] * ((place < untimed[0]) | (place >= untimed[1]))
+        else:
+            tokens = tokens + time[:, :, None]
         if token_mask.dim() == 2:
             token_mask = token_mask[..., None].expand(-1, -1, tokens.shape[2])
         if self.config.language_tokens == "first":

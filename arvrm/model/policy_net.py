@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from arvrm.interface import COMPONENTS, RobotBatch, UserError
 from arvrm.model.analogy import AnalogyMap
 from arvrm.model.config import ModelConfig
-from arvrm.model.encoders import STATE_SIZE, ComponentEncoder, Statistics, fit_images, image_encoder
+from arvrm.model.encoders import STATE_SIZE, ComponentEncoder, Statistics, fit_images, image_encoder, second_encoder
 from arvrm.model.keypoint_vlm import ImageTokens, KeypointVLM
 from arvrm.model.shares import divisor, draw_rows
-from arvrm.model.transformer import FullBlock, activation, expect, expect_frames, mlp
+from arvrm.model.transformer import FullBlock, PerceiverResampler, activation, expect, expect_frames, mlp
 
 ARM = 6
 """Arm numbers of an action; the gripper is the last."""
@@ -202,11 +202,49 @@ class Geometry(nn.Module):
         return offsets.unflatten(-1, (-1, 3)), token
 
 
+class SecondSight(nn.Module):
+    """Tokens of `vision.second`, a frozen ViT beside the image encoder: its CLS token, then M latents of all it sees.
+
+    As in AR-VRM's published code, which reads the CLS token among the patches too.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.encoder = second_encoder(config.vision, config.width)
+        features = self.encoder.width
+        self.resampler = None
+        if config.vision.second.patches:
+            self.resampler = PerceiverResampler(
+                features,
+                config.latents,
+                config.resampler_layers,
+                config.resampler_heads,
+                config.resampler_head_width,
+                config.resampler_position,
+            )
+        cameras = ("static", "gripper")
+        self.cls = nn.ModuleDict({name: nn.Linear(features, config.width) for name in cameras})
+        if self.resampler is not None:
+            self.patch = nn.ModuleDict({name: nn.Linear(features, config.width) for name in cameras})
+
+    def forward(self, images: Tensor, camera: str, z_l: Tensor) -> Tensor:
+        """Return (B, T, 1 + M or 1, d) for images (B, T, H, W, 3) uint8 and z_l (B, d)."""
+        words = z_l.repeat_interleave(images.shape[1], 0)
+        # Gradients pass the frozen ViT on their way to what words do to it.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(self.encoder.filmed)):
+            features, _ = self.encoder(images.flatten(0, 1), words)
+        tokens = [self.cls[camera](features[:, :1])]
+        if self.resampler is not None:
+            tokens.append(self.patch[camera](self.resampler(features)))
+        return torch.cat(tokens, dim=1).unflatten(0, images.shape[:2])
+
+
 class PolicyNet(nn.Module):
     """The robot's policy. `vlm` is stage 1's model, whose weights are loaded from its checkpoint.
 
     Tokens of a frame, in order: language, state, M static patch latents, static CLS, M gripper patch latents, gripper
-    CLS, with `analogy.at_rollout` one analogy token; then queries, hidden from all: actions, next state, images.
+    CLS (behind either CLS those of `vision.second`, its CLS first), with `analogy.at_rollout` one analogy token; then
+    queries, hidden from all: actions, next state, images.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -217,6 +255,8 @@ class PolicyNet(nn.Module):
         if config.vision.encoder == "conv":
             self.gripper_encoder = image_encoder(config.vision, config.vision.gripper_size, width)
         self.gripper_tokens = ImageTokens(self.vlm.static_encoder.width, width)
+        if config.vision.second is not None:
+            self.second = SecondSight(config)
         self.components = ComponentEncoder(config, parts)
         if config.state == "official":
             self.state_token = OfficialState(width)
@@ -291,7 +331,12 @@ class PolicyNet(nn.Module):
             ("gripper", self.hand_encoder, self.gripper_tokens, vision.gripper_size, vision.shift_gripper),
         ):
             seen = self.vlm.look(source, camera, encoder, size, shift, z_l, count)
-            result[f"{camera}_tokens"] = windows_of(embed(seen.features, self.vlm.resampler), frames)
+            tokens = embed(seen.features, self.vlm.resampler)
+            if vision.second is not None:
+                if seen.pixels is None:
+                    raise UserError(f"{camera}_features: vision.second needs images; set data.frozen_features to false")
+                tokens = torch.cat([tokens, self.second(seen.pixels[:, : tokens.shape[1]], camera, z_l)], dim=2)
+            result[f"{camera}_tokens"] = windows_of(tokens, frames)
             if images:
                 pixels = seen.pixels
                 if pixels is None:
@@ -388,7 +433,11 @@ class PolicyNet(nn.Module):
             if shape[1] * stride > len(self.positions):
                 raise UserError(f"positions: {shape[1]} frames of {stride} tokens need more than {len(self.positions)}")
             positions = (self.positions, context + places, stride)
-        out = self.vlm.sequence(z_l, frames, tokens, owners, token_mask, positions)
+        second, untimed = self.config.vision.second, (0, 0)
+        if second is not None and not second.timed:
+            # After language, state, the first ViT's latents and CLS, and the second one's CLS.
+            untimed = (self.config.latents + 4, 2 * self.config.latents + 4)
+        out = self.vlm.sequence(z_l, frames, tokens, owners, token_mask, positions, untimed)
         counts = {"action": len(self.action_queries), "state": 1, "image": 2 * (self.config.latents + 1)}
         outputs = {name: out[:, a:b].unflatten(1, (-1, counts[name])) for name, (a, b) in slices.items()}
         if geometry is not None:
@@ -523,7 +572,7 @@ class PolicyNet(nn.Module):
             # A frame is foreseen by every window that contains the one before it: its target is made once.
             target = windows_of(head.target(images).unflatten(0, tuple(seen[camera].shape[:2])), out.shape[1])
             predicted = head(out.unflatten(2, (2, -1))[:, :, i].flatten(0, 1)).unflatten(0, tuple(out.shape[:2]))
-            total = total + _mean((predicted - target).square().mean((-1, -2)), mask)
+            total = total + _mean(F.mse_loss(predicted, target, reduction="none").mean((-1, -2)), mask)
         return total
 
     @torch.no_grad()

@@ -841,7 +841,8 @@ def _frames(
     Features are computed where and in the precision in which training would compute them.
     """
     vision = model.vision
-    if not (vision.frozen and not vision.film and data.frozen_features):
+    by_words = vision.film or vision.modulated
+    if by_words or not vision.frozen or vision.second is not None or not data.frozen_features:
         return _images(table, camera, data, model, progress), False
     size = vision.static_size if camera == "rgb_static" else vision.gripper_size
     digest = FrozenEncoders(TextEncoder(model.text), vision, size, model.width, encoder).hash
