@@ -319,7 +319,7 @@ class KeypointVLM(nn.Module):
         steps: int,
         pose: Tensor,
     ) -> list[Tensor]:
-        """Go on from a window (see `next_pose`) and the pose foreseen after it: `steps` poses more, (B, 1, K, 3) each."""
+        """Go on from a window (see `next_pose`) and the pose foreseen after it: `steps` more, (B, 1, K, 3) each."""
         poses, keep = [], slice(-self.config.max_frames, None)
         for _ in range(steps):
             # A joint that was never seen has no pose to go on from.

@@ -174,7 +174,7 @@ class OfficialState(nn.Module):
 
 
 class Geometry(nn.Module):
-    """Where landmarks are from the gripper, from the points that the static camera's heatmaps mark and the robot's pose.
+    """Where landmarks are from the gripper, by the points that the static camera's heatmaps mark and the robot's pose.
 
     CALVIN's static camera is far away and sees the table nearly in parallel projection, so a linear layer does most of
     it (to millimetres, where the points are right); an MLP bends the rest. All in float32.
@@ -309,8 +309,8 @@ class PolicyNet(nn.Module):
         Returns:
             static_tokens, gripper_tokens: (B, T, M + 1, d); heatmaps (B, T, h, w, points) or None, offset (B, 2): the
             static camera's. With `loss.geometry` static_points (B, T, points, 2): the heatmaps' centres in [-1, 1], the
-            random shift taken out. With `images` static_later, gripper_later: (S, F, size, size, 3) uint8, the frames to
-            foresee, augmented as those that were encoded; `windows_of` them are the windows'.
+            random shift taken out. With `images` static_later, gripper_later: (S, F, size, size, 3) uint8, the frames
+            to foresee, augmented as those that were encoded; `windows_of` them are the windows'.
         """
         segments, count, each = batch.get("segments"), None, 1
         source: dict = dict(batch) if segments is None else dict(segments)

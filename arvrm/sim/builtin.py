@@ -5,8 +5,8 @@ here everything is already in world metres), so that its chain starts, tasks and
 meshes and textures are ours and made on the fly into a folder of this process, which goes when the process ends.
 
 A variation is a seeded change of *one* named scene: fixtures move by centimetres, may swap sides, and colours and light
-change; the cameras are the robot's own and stay. A layout that resembles another named scene is drawn again, so training on varied A, B and C never
-shows the layout of D.
+change; the cameras are the robot's own and stay. A layout that resembles another named scene is drawn again, so
+training on varied A, B and C never shows the layout of D.
 """
 
 from __future__ import annotations

@@ -229,9 +229,8 @@ def pretrain(config: PretrainConfig, progress: bool = True) -> TrainResult:
         table, "rgb_static", config.data, config.model, model.static_encoder, config.train, progress
     )
     text = text_table(table, TextEncoder(config.model.text))
-    windows = HumanWindows(
-        table, config.window, config.model.keypoints, text, frames, features, config.data.in_memory, config.model.foresee
-    )
+    joints, foresee = config.model.keypoints, config.model.foresee
+    windows = HumanWindows(table, config.window, joints, text, frames, features, config.data.in_memory, foresee)
     sampler = _sampler(table, windows.anchors(train), config.data, config.train.seed)
 
     def anchors_of(step: int, piece: Piece) -> np.ndarray:
