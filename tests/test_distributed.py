@@ -66,6 +66,7 @@ def same_weights(one, other, near=CLOSE):
     return all(torch.allclose(a[name], b[name], atol=near) for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two", "three"])
 def test_processes_that_share_a_batch_have_the_losses_of_one(runs, name):
     """Random shifts, colours, clips and replay included; masks let each share count for another number of things."""
@@ -77,6 +78,7 @@ def test_processes_that_share_a_batch_have_the_losses_of_one(runs, name):
     assert not np.isclose(log(root / name)[0]["loss"], log(root / name)[-1]["loss"], rtol=1e-2), "nothing was learnt"
 
 
+@pytest.mark.slow
 def test_killed_processes_that_are_resumed_end_with_the_same_bits(runs):
     root, done = runs
     assert done["two killed"] is False and done["two again"]
@@ -85,6 +87,7 @@ def test_killed_processes_that_are_resumed_end_with_the_same_bits(runs):
     assert (whole / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two on one", "two on three"])
 def test_run_goes_on_with_another_number_of_processes(runs, name):
     root, done = runs
@@ -93,6 +96,7 @@ def test_run_goes_on_with_another_number_of_processes(runs, name):
     assert largest_difference(log(root / "one"), log(root / name)) < CLOSE and same_weights(root / "one", root / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sharded again", "sharded on one"])
 def test_shards_killed_and_resumed_with_or_without_shards_have_the_losses_of_one_process(runs, name):
     """FSDP, with two backward passes an update; the one process had as many."""
@@ -104,6 +108,7 @@ def test_shards_killed_and_resumed_with_or_without_shards_have_the_losses_of_one
     assert same_weights(root / "one accumulated", root / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, one", [("three", "one"), ("sharded again", "one accumulated")])
 def test_checkpoint_and_state_of_several_processes_are_those_of_one(runs, name, one):
     root, _ = runs
@@ -125,6 +130,7 @@ def test_checkpoint_and_state_of_several_processes_are_those_of_one(runs, name, 
     assert all(torch.allclose(several["model"][key], value, atol=CLOSE) for key, value in alone["model"].items())
 
 
+@pytest.mark.slow
 def test_fewer_windows_than_processes_are_no_hindrance(runs):
     root, done = runs
     assert done["few"] and [line["step"] for line in log(root / "few run", "validation")] == [1, 2]
@@ -132,6 +138,7 @@ def test_fewer_windows_than_processes_are_no_hindrance(runs):
     assert load_checkpoint(root / "few run", kind="keypoint_vlm").metadata["episodes"] == 1
 
 
+@pytest.mark.slow
 def test_process_that_fails_ends_all_with_one_line(runs):
     root, done = runs
     assert done["failed"] is False
