@@ -684,13 +684,13 @@ class ClipIndex:
         known = rows >= 0
         language = np.einsum("qjd,qd->qj", np.asarray(self.text[rows], dtype=np.float32), text)
         visual = np.zeros(rows.shape, dtype=np.float32)
-        for query, some in enumerate(np.maximum(rows, 0)):
-            wanted = torch.from_numpy(np.ascontiguousarray(frames[query]).reshape(-1))
-            for few, terms in zip(
-                blocks(some, 64), blocks(visual[query], 64), strict=True
-            ):  # what a core's cache holds
-                seen = torch.from_numpy(self.resampled(few, frames.shape[1]))
-                terms[:] = (seen.view(len(few), -1) @ wanted).numpy()
+        few = max(8, 65_536 // (frames.shape[1] * frames.shape[2]))  # clips that a core's cache holds
+        with _one_thread():
+            for query, some in enumerate(np.maximum(rows, 0)):
+                wanted = torch.from_numpy(np.ascontiguousarray(frames[query]).reshape(-1))
+                for part, terms in zip(blocks(some, few), blocks(visual[query], few), strict=True):
+                    seen = torch.from_numpy(self.resampled(part, frames.shape[1]))
+                    terms[:] = (seen.view(len(part), -1) @ wanted).numpy()
         return np.where(known, language, 0).astype(np.float32), np.where(known, visual, 0).astype(np.float32)
 
     def align(
@@ -929,6 +929,17 @@ class RetrievedClips:
                 if row >= 0:
                     out[own, j] = warp(_unit(query) @ self.index.clip_features(row).T)
         return out
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread: what is compared here is too little to share, and waiting for a core costs more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
