@@ -107,6 +107,8 @@ def test_interrupted_run_exits_with_130_and_keeps_what_was_finished(tmp_path, nu
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell starts its background jobs with SIGINT ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     log = tmp_path / "r.chains.jsonl"
     deadline = time.time() + 60
