@@ -42,15 +42,22 @@ def roll_out(folder: Path, count: int, die_after: int | None, **values) -> None:
 
 
 class Broken(small.Broken):
-    """Plans what no simulator takes, in the second process."""
+    """Plans what no simulator takes, in the second process; the first waits until that one has got a chain."""
+
+    asked = False
 
     def chunk(self, request):
-        return (super() if processes.rank() == 1 else small.Steady()).chunk(request)
+        if processes.rank() == 1:
+            processes.board().put("asked", True)
+            return super().chunk(request)
+        if not self.asked:
+            self.asked = processes.board().take("asked")
+        return small.Steady().chunk(request)
 
 
 def break_down(folder: Path) -> None:
     def run() -> None:
-        evaluation.evaluate(Broken, small.config(folder), small.SmallWorld, small.jobs(3))
+        evaluation.evaluate(Broken, small.config(folder), small.SmallWorld, small.jobs(9))
 
     sys.exit(processes.run_main(run, "error: ", "interrupted"))
 
