@@ -107,21 +107,50 @@ def test_rollout_begins_with_the_next_prediction_and_goes_on_from_its_own():
         model.predict_next(batch, 0)
 
 
-def test_foreseeing_further_costs_the_mean_error_of_all_guesses():
-    model, batch = build(foresee=3), human_batch(frames=4)
+def test_foreseeing_further_costs_the_error_of_all_frames_ahead_the_near_ones_more():
+    model, batch = build(foresee=3), human_batch(frames=2)
     batch["visible"][:] = True
     batch["future_keypoints"] = torch.rand(2, 3, 21, 3, generator=torch.Generator().manual_seed(7))
     batch["future_visible"] = torch.ones(2, 3, 21, dtype=torch.bool)
     batch["future_visible"][1, 2] = False  # beyond the second clip's end
-    out, guesses = model(batch), model.predict_next(batch, 3)
-    within = (out["keypoints_predicted"][:, 1:] - batch["keypoints"][:, 1:]).square().sum()
-    beyond = (guesses - batch["future_keypoints"]).square()
-    total = within + beyond[0].sum() + beyond[1, :2].sum()
-    assert out["loss"].item() == pytest.approx(total.item() / (3 * 21 * (2 * 3 + 3 + 2)), rel=1e-5)
+    with torch.no_grad():
+        z_l = model.language(batch["text"], batch["text_mask"])
+        guesses = model.next_poses(z_l, model.look_static(batch, z_l)[0], batch["keypoints"], batch["visible"],
+                                   batch["frame_mask"])  # fmt: skip
+    truth = torch.cat([batch["keypoints"], batch["future_keypoints"]], dim=1)
+    total = counted = 0.0
+    for clip, at, ahead in [(c, t, j) for c in range(2) for t in range(2) for j in (1, 2, 3)]:
+        if (clip, at + ahead) != (1, 4):
+            total += (guesses[clip, at, ahead - 1] - truth[clip, at + ahead]).square().sum().item() / ahead
+            counted += 63 / ahead
+    out = model(batch)
+    assert out["loss"].item() == pytest.approx(total / counted, rel=1e-5)
     moved = clone(batch)
     moved["future_keypoints"][1, 2] += 5.0
     assert torch.equal(model(moved)["loss"], out["loss"])
-    assert torch.allclose(out["next_keypoints_predicted"], guesses[:, 0], atol=1e-6)
+    assert torch.allclose(out["next_keypoints_predicted"], guesses[:, -1, 0], atol=1e-6)
+    assert torch.allclose(model.predict_next(batch, 2), guesses[:, -1, :2], atol=1e-6)
+
+
+def test_foreseeing_beyond_the_frames_of_one_glance_goes_on_from_them():
+    model, batch = build(foresee=2, max_frames=4), human_batch(frames=2)
+    batch["visible"][:] = True
+    poses = model.predict_next(batch, 3)
+    longer = clone(batch)
+    longer["keypoints"] = torch.cat([batch["keypoints"], poses[:, :2]], dim=1)
+    longer["visible"] = torch.ones(2, 4, 21, dtype=torch.bool)
+    longer["static"] = torch.cat([batch["static"], batch["static"][:, -1:].expand(-1, 2, -1, -1, -1)], dim=1)
+    longer["frame_mask"] = torch.ones(2, 4, dtype=torch.bool)
+    assert torch.allclose(model.predict_next(longer, 1)[:, 0], poses[:, 2], atol=1e-5)
+
+
+def test_an_untrained_model_lets_a_motion_that_it_foresees_far_die_out():
+    torch.manual_seed(0)
+    model, batch = KeypointVLM(small(residual_from="velocity", foresee=3)).eval(), human_batch(frames=2)
+    batch["visible"][:] = True
+    motion = batch["keypoints"][:, 1] - batch["keypoints"][:, 0]
+    wanted = torch.stack([batch["keypoints"][:, 1] + times * motion for times in (1, 1.8, 2.44)], dim=1)
+    assert torch.allclose(model.predict_next(batch, 3), wanted, atol=1e-5)
 
 
 def test_a_hand_is_held_where_it_was_last_seen():

@@ -177,8 +177,8 @@ class ModelConfig:
         predict_residual: stage 1 predicts the change from what `residual_from` expects, not the pose.
         residual_from: "pose": a joint stays where it was last seen; "velocity": one seen in the last two frames goes on
             as between them.
-        foresee: frames after a window that stage 1 learns to foresee one by one, each from its own guesses before (its
-            loss is the mean over all of them); 1: the next one only, as in the paper.
+        foresee: frames after each frame that stage 1 foresees at once, as stage 2 does a chunk of actions; 1: the next
+            one only, as in the paper.
         chunk: C.
         action_queries: "each": one query an action; "one": one query for the chunk (fewer tokens).
         query_frames: frames that predict actions in training: "all" or only the "last".

@@ -23,6 +23,9 @@ from arvrm.model.shares import divisor
 from arvrm.model.transformer import PerceiverResampler, Transformer, expect, expect_frames, mlp, sequence_mask
 
 
+_SLOWING = 0.8
+
+
 class ImageTokens(nn.Module):
     """One camera's way into the transformer: M patch latents, then the CLS token, each d wide."""
 
@@ -86,10 +89,13 @@ class KeypointVLM(nn.Module):
         self.time = nn.Parameter(0.02 * torch.randn(config.max_frames, width))
         self.next_query = nn.Parameter(0.02 * torch.randn(width))
         self.transformer = Transformer(width, config.layers, config.heads, config.activation, config.dropout)
-        self.keypoint_head = mlp(width, width, 3 * config.keypoints)
+        self.keypoint_head = mlp(width, width, 3 * config.keypoints * config.foresee)
         # Starts at "the hand stays where it is" (or, without the residual, at the middle of the image).
         nn.init.zeros_(self.keypoint_head[-1].weight)
         nn.init.zeros_(self.keypoint_head[-1].bias)
+        if config.foresee > 1 and config.predict_residual and config.residual_from == "velocity":
+            # How many times its last motion a hand goes on to move in 1, 2 .. n frames; it slows down.
+            self.carry = nn.Parameter((1 - _SLOWING ** torch.arange(1, config.foresee + 1)) / (1 - _SLOWING))
 
     def language(self, text: Tensor, text_mask: Tensor) -> Tensor:
         """Return z_l (B, d)."""
@@ -212,10 +218,10 @@ class KeypointVLM(nn.Module):
         expect("visible", visible, len(frame_mask), frames, self.config.keypoints)
         return self.joints(keypoints, visible & frame_mask[..., None])
 
-    def next_pose(
+    def next_poses(
         self, z_l: Tensor, static: Tensor, keypoints: Tensor, visible: Tensor, frame_mask: Tensor, last: bool = False
     ) -> Tensor:
-        """Predict, at each frame, the keypoints of the frame after it.
+        """Predict, at each frame, the keypoints of the `foresee` frames after it.
 
         Args:
             z_l: (B, d).
@@ -224,7 +230,7 @@ class KeypointVLM(nn.Module):
             last: only at the last frame.
 
         Returns:
-            (B, T, K, 3), normalised as the input; with `last` (B, 1, K, 3).
+            (B, T, n, K, 3), normalised as the input; with `last` (B, 1, n, K, 3).
         """
         seen = visible & frame_mask[..., None]
         f_k = self.keypoint_features(keypoints, visible, frame_mask)
@@ -233,21 +239,21 @@ class KeypointVLM(nn.Module):
         query_frames = torch.arange(first, frame_mask.shape[1], device=z_l.device)
         queries = self.next_query.expand(1, len(query_frames), -1)
         out = self.sequence(z_l, [z_k, static], queries, query_frames, frame_mask)
-        pose = self.keypoint_head(out).unflatten(-1, (self.config.keypoints, 3)).float()
+        poses = self.keypoint_head(out).unflatten(-1, (self.config.foresee, self.config.keypoints, 3)).float()
         if self.config.predict_residual:
-            expected = last_seen(keypoints, seen)
+            poses = poses + last_seen(keypoints, seen)[:, first:, None]
             if self.config.residual_from == "velocity":
-                expected = expected + last_motion(keypoints, seen)
-            pose = pose + expected[:, first:]
-        return pose
+                motion = last_motion(keypoints, seen)[:, first:, None]
+                poses = poses + (self.carry[:, None, None] * motion if self.config.foresee > 1 else motion)
+        return poses
 
     def forward(self, batch: HumanBatch) -> dict[str, Tensor]:
         """Predict each frame's keypoints from the frames before it.
 
         Returns:
-            loss: mean squared error over the coordinates of visible keypoints of unmasked frames that have one before
-                them (and of `next_keypoints`, or, with `foresee` above 1, all of `future_keypoints`); 0 where there is
-                none.
+            loss: mean squared error over the coordinates of visible keypoints, of all frames that follow an unmasked
+                one by 1 .. `foresee`, j frames ahead with a weight of 1/j: those of the window, `next_keypoints` and,
+                in their place where `foresee` is above 1, `future_keypoints`. 0 where there is none.
             keypoints_predicted: (B, T, K, 3), at t the prediction of frame t from l, o_1, k_1 .. o_t-1, k_t-1; at 0,
                 where only words came before, zeros that count for nothing.
             next_keypoints_predicted: (B, K, 3), of the frame after the last.
@@ -261,37 +267,39 @@ class KeypointVLM(nn.Module):
         keypoints, visible = batch["keypoints"], batch["visible"]
         expect("keypoints", keypoints, *frame_mask.shape, self.config.keypoints, 3)
         keypoints = keypoints + move[:, None, None]
-        predicted = self.next_pose(z_l, static, keypoints, visible, frame_mask)
-        target, counts = keypoints[:, 1:], visible[:, 1:] & (frame_mask[:, 1:] & frame_mask[:, :-1])[..., None]
-        future = batch.get("future_keypoints")
+        predicted = self.next_poses(z_l, static, keypoints, visible, frame_mask)
+        truth, known = [keypoints], [visible & frame_mask[..., None]]
+        future, following = batch.get("future_keypoints"), batch.get("next_keypoints")
         if future is not None and self.config.foresee > 1:
             expect("future_keypoints", future, len(frame_mask), "N", self.config.keypoints, 3)
             expect("future_visible", batch.get("future_visible"), *future.shape[:3])
-            first = predicted[:, -1:]
-            later = self._foresee(z_l, static, keypoints, visible, frame_mask, future.shape[1] - 1, first)
-            predicted = torch.cat([predicted, *later], dim=1)
-            target = torch.cat([target, future + move[:, None, None]], dim=1)
-            counts = torch.cat([counts, batch["future_visible"] & frame_mask[:, -1:, None]], dim=1)
-        elif batch.get("next_keypoints") is not None:
-            expect("next_keypoints", batch["next_keypoints"], len(frame_mask), self.config.keypoints, 3)
+            truth.append(future + move[:, None, None])
+            known.append(batch["future_visible"])
+        elif following is not None:
+            expect("next_keypoints", following, len(frame_mask), self.config.keypoints, 3)
             expect("next_visible", batch["next_visible"], len(frame_mask), self.config.keypoints)
-            target = torch.cat([target, (batch["next_keypoints"] + move[:, None])[:, None]], dim=1)
-            following = batch["next_visible"] & frame_mask[:, -1:]
-            counts = torch.cat([counts, following[:, None]], dim=1)
-        error = predicted[:, : target.shape[1]] - target
-        error = torch.where(counts[..., None], error, torch.zeros_like(error))
-        loss = error.square().sum() / divisor(3 * counts.sum())
-        last = frame_mask.shape[1] - 1
-        shown = F.pad(predicted[:, :last] - move[:, None, None], (0, 0, 0, 0, 1, 0))
+            truth.append((following + move[:, None])[:, None])
+            known.append(batch["next_visible"][:, None])
+        truth, known = torch.cat(truth, dim=1), torch.cat(known, dim=1)
+        frames, total, counted = frame_mask.shape[1], 0.0, 0.0
+        for ahead in range(1, self.config.foresee + 1):
+            here = truth[:, ahead : ahead + frames]
+            counts = known[:, ahead : ahead + frames] & frame_mask[:, : here.shape[1], None]
+            error = predicted[:, : here.shape[1], ahead - 1] - here
+            error = torch.where(counts[..., None], error, torch.zeros_like(error))
+            total = total + error.square().sum() / ahead
+            counted = counted + 3 * counts.sum() / ahead
+        loss = total / divisor(counted)
+        shown = F.pad(predicted[:, :-1, 0] - move[:, None, None], (0, 0, 0, 0, 1, 0))
         return {
             "loss": loss,
             "keypoints_predicted": shown,
-            "next_keypoints_predicted": predicted[:, last] - move[:, None],
+            "next_keypoints_predicted": predicted[:, -1, 0] - move[:, None],
         }
 
     @torch.no_grad()
     def predict_next(self, batch: HumanBatch, steps: int) -> Tensor:
-        """Foresee the hand `steps` frames beyond the window, each prediction the input of the next.
+        """Foresee the hand `steps` frames beyond the window: `foresee` at once, then on from these.
 
         The images of those frames are not known: the last one is shown again. Windows slide at `max_frames`.
 
@@ -305,32 +313,17 @@ class KeypointVLM(nn.Module):
         static, _, offset = self.look_static(batch, z_l)
         move = F.pad(offset, (0, 1))[:, None, None]
         keypoints = keypoints + move
-        first = self.next_pose(z_l, static, keypoints, visible, frame_mask, last=True)
-        later = self._foresee(z_l, static, keypoints, visible, frame_mask, steps - 1, first)
-        return torch.cat([first, *later], dim=1) - move
-
-    def _foresee(
-        self,
-        z_l: Tensor,
-        static: Tensor,
-        keypoints: Tensor,
-        visible: Tensor,
-        frame_mask: Tensor,
-        steps: int,
-        pose: Tensor,
-    ) -> list[Tensor]:
-        """Go on from a window (see `next_pose`) and the pose foreseen after it: `steps` more, (B, 1, K, 3) each."""
-        poses, keep = [], slice(-self.config.max_frames, None)
-        for _ in range(steps):
-            # A joint that was never seen has no pose to go on from.
-            known = (visible & frame_mask[..., None]).any(1, keepdim=True)
-            keypoints = torch.cat([keypoints, pose], dim=1)[:, keep]
-            visible = torch.cat([visible, known], dim=1)[:, keep]
-            static = torch.cat([static, static[:, -1:]], dim=1)[:, keep]
-            frame_mask = F.pad(frame_mask, (0, 1), value=True)[:, keep]
-            pose = self.next_pose(z_l, static, keypoints, visible, frame_mask, last=True)
-            poses.append(pose)
-        return poses
+        poses, keep, new = [], slice(-self.config.max_frames, None), self.config.foresee
+        for _ in range(-(-steps // new)):
+            if poses:
+                # A joint that was never seen has no pose to go on from.
+                known = (visible & frame_mask[..., None]).any(1, keepdim=True)
+                keypoints = torch.cat([keypoints, poses[-1]], dim=1)[:, keep]
+                visible = torch.cat([visible, known.expand(-1, new, -1)], dim=1)[:, keep]
+                static = torch.cat([static, static[:, -1:].expand(-1, new, -1, -1)], dim=1)[:, keep]
+                frame_mask = F.pad(frame_mask, (0, new), value=True)[:, keep]
+            poses.append(self.next_poses(z_l, static, keypoints, visible, frame_mask, last=True)[:, 0])
+        return torch.cat(poses, dim=1)[:, :steps] - move
 
 
 def last_seen(keypoints: Tensor, seen: Tensor) -> Tensor:

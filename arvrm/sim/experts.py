@@ -37,7 +37,11 @@ ABOVE_CENTRE = 0.006
 HOVER = 0.07
 TRAVEL_HEIGHT = 0.57
 _PUSH_SPEED, _SLIDE = 0.016, 0.019
-_DOOR_HALF, _HAND_HALF = 0.14, 0.11
+_DOOR_HALF, _HAND_HALF = 0.14, 0.105
+_PALM = 0.11
+"""The hand's widest part is this far (m) above the fingertips."""
+_MOST_ASIDE = 0.25
+"""Radians that open fingers may lean to a side: with more, one of them passes over the block."""
 _HANDLE_HALF, _HANDLE_REACH = 0.022, 0.045
 """Half the width of the door's handle and how far in front of its grasp point (y) nothing is below it (m)."""
 FRONT = -0.105
@@ -603,8 +607,10 @@ class _Motion:
     # -- grasping --------------------------------------------------------------------------------------------------
 
     def region(self, name: str) -> str:
-        """Where a block is: "drawer", "cabinet" or "table" (which includes on top of another block)."""
+        """Where a block is: "drawer", "cabinet", "ground" or "table" (which includes on top of another block)."""
         f, (x, y, z) = self.fixtures, self.view.blocks[name].position
+        if z < f.drawer_box[0][2]:
+            return "ground"
         if z < f.table_box[0][2] - 0.005:
             return "drawer"
         low, high = f.cabinet_box
@@ -667,6 +673,23 @@ class _Motion:
                             cost += 4.0
         return cost
 
+    def opening(self, x: float) -> tuple[float, float]:
+        """The cabinet's opening (x from, to) in which x lies, or to which it is nearer: between door and side wall."""
+        f = self.fixtures
+        door = f.slider_handle[0] + f.slider_direction[0] * self.view.slider
+        if x < door:
+            return f.cabinet_box[0][0], door - _DOOR_HALF
+        return door + _DOOR_HALF, f.cabinet_box[1][0]
+
+    def _beside(self, x: float) -> float:
+        """How far (rad) fingers at x must point to a side for the hand, 0.2 m wide, to stay clear of that side."""
+        low, high = self.opening(x)
+        if high - low < 2 * _HAND_HALF:
+            return 0.0
+        near, sign = (x - low, -1.0) if x - low < high - x else (high - x, 1.0)
+        size, corner = np.hypot(_HAND_HALF, _PALM), np.arctan2(_PALM, _HAND_HALF)
+        return sign * float(np.clip(np.arccos(np.clip(near / size, 0.0, 1.0)) - corner, 0.0, 0.6))
+
     def drawer_room(self) -> tuple[np.ndarray, np.ndarray]:
         """Corners (x, y) of the drawer's inside as far as it is open now."""
         f = self.fixtures
@@ -682,10 +705,16 @@ class _Motion:
         if options and options[0][0] > 3.9 and region == "drawer":
             yield from self.draw_out(name)
             options = self.grasps(name, turn)
+        if region == "cabinet" and abs(self._beside(self.view.blocks[name].position[0])) > _MOST_ASIDE:
+            yield from self.draw_aside(name)
+            options = self.grasps(name, turn)
         if not options:
             raise _Failed
         _, axis, offset, yaw = options[min(self.attempt // 2, len(options) - 1)]
-        tilt = CABINET_TILT if region == "cabinet" else self._table_tilt(name, yaw)
+        tilt = self._table_tilt(name, yaw)
+        if region == "cabinet":
+            aside = np.clip(self._beside(self.view.blocks[name].position[0]), -_MOST_ASIDE, _MOST_ASIDE)
+            tilt = np.array([aside, CABINET_TILT])
 
         def goal() -> tuple[np.ndarray, float]:
             block = self.view.blocks[name]
@@ -744,6 +773,46 @@ class _Motion:
         yield from self.move((tcp + [0, 0, 0.06], FORWARD, 0.0), CLOSE, SPEED, 0.03, limit=15)
         return True
 
+    def draw_aside(self, name: str) -> Program:
+        """Drag a block in the cabinet away from the door's edge or a side wall, where the open hand has no room.
+
+        Closed fingers press on it from above, leaning so that the hand stays clear.
+        """
+        block = self.view.blocks[name]
+        low, high = self.opening(block.position[0])
+        room = _HAND_HALF + 0.01
+        goal = float(np.clip(block.position[0], low + room, high - room))
+        tilt = np.array([self._beside(block.position[0]), CABINET_TILT])
+        fingers = grip_matrix(FORWARD, tilt)[:, 2]
+
+        def over(height: float) -> tuple[np.ndarray, float]:
+            block = self.view.blocks[name]
+            top = np.array([*block.position[:2], block.top + height])
+            return top - TIP * fingers, FORWARD
+
+        approach = np.array([0.0, -0.94, 0.34])
+        start, _ = over(0.02)
+        reach = (start[1] - FRONT) / 0.94
+        yield from self.travel((start + reach * approach, FORWARD, tilt), CLOSE)
+        yield from self.funnel(lambda: over(0.02), tilt, approach, reach, CLOSE, limit=45)
+        for _ in range(3):
+            self.delicate = True
+            point, _ = over(-0.03)
+            yield from self.move((point, FORWARD, tilt), CLOSE, SLOW, limit=8)
+            shift = goal - self.view.blocks[name].position[0]
+            aim = self.view.target[:3] + [shift + 0.03 * np.sign(shift), 0, 0]
+            yield from self.move((aim, FORWARD, tilt), CLOSE, SLOW, limit=22,
+                                 until=lambda: (self.view.blocks[name].position[0] - goal) * np.sign(shift) > 0)  # fmt: skip
+            self.delicate = False
+            tcp = self.view.tcp
+            yield from self.move((tcp + [0, 0, 0.04], FORWARD, tilt), CLOSE, SPEED, 0.03, limit=10)
+            if abs(self._beside(self.view.blocks[name].position[0])) < _MOST_ASIDE:
+                break
+            yield from self.move((over(0.02)[0], FORWARD, tilt), CLOSE, SPEED, 0.02, limit=12)
+        tcp = self.view.tcp
+        yield from self.move((np.array([tcp[0], FRONT, tcp[2]]), FORWARD, tilt), CLOSE, TRAVEL_SPEED, 0.03, limit=25)
+        return True
+
     def _hover_over(self, name: str) -> float:
         block = self.view.blocks[name]
         near = [b.top for b in self.view.blocks.values() if np.linalg.norm((b.position - block.position)[:2]) < 0.11]
@@ -755,8 +824,8 @@ class _Motion:
         return float(np.clip((y + 0.065) * 6, 0.0, 0.3)) if self.region(name) == "table" else 0.0
 
     def funnel(self, goal, tilt, approach: np.ndarray, reach: float, gripper: float, limit: int = 90) -> Program:
-        """Come in along `approach` (a unit vector away from the goal), only while lined up with it."""
-        waited = 0
+        """Come in along `approach` (a unit vector away from the goal), only while lined up with it. False: blocked."""
+        waited, still, last, turned = 0, 0, self.view.tcp, 0.0
         for _ in range(limit):
             point, yaw = goal()
             aside, along = self._aside(self.view.target[:3] - point, approach)
@@ -771,6 +840,10 @@ class _Motion:
             ahead = 0.0 if aligned else keep
             self.delicate = along < 0.03
             yield self.toward((point + approach * ahead, yaw, tilt), gripper, SPEED)
+            still = still + 1 if np.linalg.norm(self.view.tcp - last) < 0.0008 and abs(angle - turned) < 0.004 else 0
+            last, turned = self.view.tcp, angle
+            if still > 12:
+                break
         return False
 
     @staticmethod
@@ -840,8 +913,13 @@ class _Motion:
         self.wanted = held
         return held
 
-    def put_down(self, name: str, place: np.ndarray, floor: float, yaw: float = FORWARD, tilt: float = 0.0) -> Program:
-        """Carry the held block over `place` (x, y of its centre), lower it onto `floor` (z) and let go."""
+    def put_down(
+        self, name: str, place: np.ndarray, floor: float, yaw: float = FORWARD, tilt: float = 0.0, exact: bool = False
+    ) -> Program:
+        """Carry the held block over `place` (x, y of its centre), lower it onto `floor` (z) and let go.
+
+        Return whether the hand got there. With `exact` it keeps the block where it did not.
+        """
 
         def goal() -> tuple[np.ndarray, float]:
             block = self.view.blocks[name]
@@ -855,18 +933,24 @@ class _Motion:
         # Where the hand must lean (towards a far place, away from the door), a block that slants a little is no harm.
         least = self.lean(above, tilt)
         tilt = np.array([level[0] if abs(level[0]) > abs(least[0]) - 0.2 else least[0], max(level[1], least[1] - 0.15)])
-        yield from self.travel((above, yaw, tilt), CLOSE, SPEED, carried=name)
+        arrived = yield from self.travel((above, yaw, tilt), CLOSE, SPEED, carried=name)
+        if not arrived and np.linalg.norm(tilt - least) > 0.03:
+            tilt = least
+            yield from self.travel((above, yaw, tilt), CLOSE, SPEED, carried=name)
         if self.view.held() != name:
             raise _Failed
         self.delicate = True
-        yield from self.funnel(goal, tilt, np.array([0.0, 0.0, 1.0]), HOVER, CLOSE)
+        arrived = yield from self.funnel(goal, tilt, np.array([0.0, 0.0, 1.0]), HOVER, CLOSE)
+        if exact and not arrived:
+            self.delicate = False
+            return False
         yield from self.hold(CLOSE, 2)
         yield from self.hold(OPEN, 6)
         self.delicate = False
         tcp = self.view.tcp
         up = np.array([tcp[0], tcp[1], max(tcp[2] + 0.09, 0.5)])
         yield from self.move((up, yaw, 0.0), OPEN, SPEED, 0.03, limit=30)
-        return True
+        return arrived
 
     def put_aside(self, name: str, avoid: str) -> Program:
         """Put the held block on a free place of the table."""
@@ -916,8 +1000,7 @@ class _Motion:
         half = 0.02
         best, score = None, -np.inf
         # The hand is 0.2 m wide; it stays clear of the door's edge and the cabinet's sides where there is room for it.
-        edge = door - np.sign(door - (low[0] + high[0]) / 2) * _DOOR_HALF
-        inner, outer = sorted((edge, f.cabinet_box[0][0] if low[0] < door else f.cabinet_box[1][0]))
+        inner, outer = self.opening((low[0] + high[0]) / 2)
         for x in np.linspace(low[0] + 0.01, high[0] - 0.01, 9):
             for y in (0.085, 0.045):
                 gaps = [
@@ -967,34 +1050,73 @@ class _Motion:
 
     def stack(self) -> Program:
         name = yield from self.regain()
-        options = []
+        options = self._stackings(name)
+        # What was tried before and did not stay comes last.
+        for _, other, below in options[self.attempt :] + options[: self.attempt]:
+            if other != name:
+                yield from self.put_aside(name, avoid=other)
+                self.wanted = other
+                yield from self.uncover(other)
+                yield from self.lift(other)
+            if (yield from self._stack_on(other, below)):
+                yield from self.leave()
+                bodies = {body for body, _ in self.env.task_info()["blocks"][other]["contacts"]}
+                if bodies and bodies <= set(BLOCKS):
+                    return True
+                raise _Failed
+            name = other
+        raise _Failed
+
+    def uncover(self, name: str) -> Program:
+        """Move the door away from in front of a block in the cabinet."""
+        f, x = self.fixtures, self.view.blocks[name].position[0]
+        ends = [f.slider_handle[0], f.slider_handle[0] + f.slider_range * f.slider_direction[0]]
+        door = f.slider_handle[0] + self.view.slider * f.slider_direction[0]
+        if self.region(name) == "cabinet" and abs(x - door) < _DOOR_HALF + 0.02:
+            yield from self.slider(abs(x - min(ends)) > abs(x - max(ends)))
+        return True
+
+    def _stackings(self, held: str) -> list[tuple[float, str, str]]:
+        """Ways to stack as (cost, block on top, block below): the held one on another, or another one on it.
+
+        The second takes longer, but not everything can be built on where it lies: in the cabinet, at the end of the
+        arm's reach, under the door's handle, beside the button.
+        """
+        f, options = self.fixtures, []
         for block in self.view.blocks.values():
-            if block.name == name or any(other != name for other in self.above(block.name)):
-                continue
             region = self.region(block.name)
+            if block.name == held or region == "ground" or any(other != held for other in self.above(block.name)):
+                continue
+            x, y = block.position[:2]
+            far = max(0.0, float(np.hypot(*(block.position[:2] - self.env.description.robot_position[:2]))) - 0.79)
+            covered = region == "drawer" and y > self.drawer_room()[1][1] - 0.01
+            options.append((1.5 + {"table": 0.0, "drawer": 0.3, "cabinet": 0.6}[region] + 3 * covered + 40 * far,
+                            block.name, held))  # fmt: skip
             if region == "cabinet":
                 continue
-            cost = {"table": 0.0, "drawer": 0.5}[region]
-            if region == "drawer" and block.position[1] > self.drawer_room()[1][1] - 0.01:
-                cost += 3.0
-            cost -= 4 * (block.size.max() - 0.04)
-            y = block.position[1]
+            cost = {"table": 0.0, "drawer": 0.5}[region] + 3 * covered + 40 * far - 4 * (block.size.max() - 0.04)
             cost += 3.0 * max(0.0, y + 0.04)
-            options.append((cost, block.name))
-        if not options:
-            raise _Failed
-        under = self.view.blocks[min(options)[1]]
-        # The long axes side by side: of the yaws that are as good, the one the wrist likes best.
+            if region == "table":
+                half = self.view.blocks[held].size.max() / 2
+                handle = np.array(f.slider_handle) + self.view.slider * np.array(f.slider_direction)
+                overhung = abs(x - handle[0]) < _HANDLE_HALF + half + 0.01 and y + half > handle[1] - _HANDLE_REACH
+                button = np.max(np.abs(block.position[:2] - f.button_top[:2]) - np.array(f.button_size[:2]) / 2)
+                cost += 2.0 * overhung + 2.0 * (button < half)
+            options.append((cost, held, block.name))
+        return sorted(options)
+
+    def _stack_on(self, name: str, below: str) -> Program:
+        """Put the held block on another. Return False, still holding it, where the hand does not get there."""
+        under = self.view.blocks[below]
+        # Long axes side by side, or crosswise where the wrist could not turn as far.
         flat = [i for i in range(3) if i != under.vertical]
         axis = under.rotation[:, max(flat, key=lambda i: under.size[i])]
-        yaw = np.arctan2(axis[1], axis[0])
-        yaw = FORWARD + (yaw - FORWARD + np.pi / 2) % np.pi - np.pi / 2
-        if abs(under.size[flat[0]] - under.size[flat[1]]) < 0.005:
-            yaw = FORWARD + (yaw - FORWARD + np.pi / 4) % (np.pi / 2) - np.pi / 4
-        tilt = self._table_tilt(under.name, yaw)
-        yield from self.put_down(name, under.position[:2].copy(), under.top, float(yaw), tilt)
-        yield from self.leave()
-        return True
+        cross = 0.0 if abs(under.size[flat[0]] - under.size[flat[1]]) < 0.005 else 0.4
+        turns = [np.arctan2(axis[1], axis[0]) - FORWARD + extra for extra in (0.0, np.pi / 2)]
+        turns = [(turn + np.pi / 2) % np.pi - np.pi / 2 for turn in turns]
+        yaw = FORWARD + min(turns, key=lambda turn: abs(turn) + cross * (turn == turns[1]))
+        tilt = self._table_tilt(below, yaw)
+        return (yield from self.put_down(name, under.position[:2].copy(), under.top, float(yaw), tilt, exact=True))
 
     def unstack(self) -> Program:
         tops = [(-self.view.blocks[n].position[2], n) for low in self.view.blocks for n in self.above(low)]
