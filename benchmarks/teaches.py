@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="hand_landmarker.task")
     parser.add_argument("--human", required=True, help="store of synthetic hand clips")
     parser.add_argument("--output", type=Path, default=Path("runs/teaches"))
-    parser.add_argument("--config", default="configs/playtable_pretrain.json")
+    parser.add_argument("--config", default="configs/hands_pretrain.json")
     parser.add_argument("--films", type=int, default=96, help="films to train on; a third as many to test")
     parser.add_argument("--windows", type=int, default=512)
     parser.add_argument("overrides", nargs="*", help="section.key=value of stage 1's configuration")

@@ -24,8 +24,8 @@ from arvrm.model.encoders import (
     fit_images,
     jitter_colours,
     normalise_keypoints,
+    splat_cross_entropy,
 )
-from arvrm.model.policy_net import splat_cross_entropy
 
 DOWN = np.array([0.03, -0.23, 0.57, math.pi, 0.0, math.pi / 2, 0.08, *[0.0] * 7, 1.0])
 

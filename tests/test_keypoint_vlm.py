@@ -1,10 +1,13 @@
 """Stage 1: what a prediction may depend on, what the loss counts, and that it learns."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from model_batches import clone, human_batch, small
 
 from arvrm.interface import UserError
+from arvrm.model.encoders import splat_cross_entropy
 from arvrm.model.keypoint_vlm import KeypointVLM, last_seen
 
 
@@ -14,6 +17,10 @@ def build(seed=0, **changes):
     # The head starts at zero; wake it, so that what it must not depend on would show.
     torch.nn.init.normal_(model.keypoint_head[-1].weight, std=0.3)
     return model
+
+
+def with_destination(config, weight):
+    return replace(config, loss=replace(config.loss, destination=weight))
 
 
 def frames_changed(a, b):
@@ -240,3 +247,39 @@ def test_an_untrained_model_continues_the_last_motion_if_told_so():
     motion[:, 5] = 0
     wanted = torch.stack([keypoints[:, 3] + ahead * motion for ahead in (1, 2, 3)], dim=1)
     assert torch.allclose(model.predict_next(batch, 3), wanted, atol=1e-5)
+
+
+def test_the_destination_that_an_image_shows_reaches_the_poses_and_costs_its_heatmap():
+    model, batch = build(foresee=2, loss={"destination": 1.0}), human_batch(frames=2)
+    batch["visible"][:] = True
+    batch["future_keypoints"] = torch.zeros(2, 2, 21, 3)
+    batch["future_visible"] = torch.ones(2, 2, 21, dtype=torch.bool)
+    near, far = clone(batch), clone(batch)
+    far["future_keypoints"][:, :, 0, :2] += 0.5
+    z_l = model.language(batch["text"], batch["text_mask"])
+    static, heatmaps, _ = model.look_static(batch, z_l)
+    left, right = (
+        model.next_poses(
+            z_l, static, batch["keypoints"], batch["visible"], batch["frame_mask"], torch.full((2, 2, 2), x)
+        )
+        for x in (-0.5, 0.5)
+    )
+    assert (left - right).abs().max() > 1e-4
+    for changed in (near, far):
+        truth = torch.cat([batch["keypoints"], changed["future_keypoints"]], dim=1)[:, 2:, 0, :2]
+        heat = splat_cross_entropy(heatmaps[..., -1], truth).mean()
+        losses = []
+        for weight in (1.0, 0.5):
+            model.config = with_destination(model.config, weight)
+            losses.append(model(changed)["loss"].item())
+        assert losses[0] - losses[1] == pytest.approx(0.5 * heat.item(), rel=1e-4)
+
+
+def test_a_destination_that_is_not_seen_costs_nothing_for_its_heatmap():
+    model, batch = build(foresee=2, loss={"destination": 1.0}), human_batch(frames=2)
+    batch["visible"][:] = True
+    batch["future_keypoints"] = torch.zeros(2, 2, 21, 3)
+    batch["future_visible"] = torch.zeros(2, 2, 21, dtype=torch.bool)
+    once = model(batch)["loss"]
+    model.config = with_destination(model.config, 7.0)
+    assert torch.equal(model(batch)["loss"], once)

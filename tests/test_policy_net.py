@@ -5,7 +5,8 @@ import torch
 from model_batches import clone, human_batch, robot_batch, small
 
 from arvrm.interface import UserError
-from arvrm.model.policy_net import FlowHead, PolicyNet, centres
+from arvrm.model.encoders import centres
+from arvrm.model.policy_net import FlowHead, PolicyNet
 
 
 def build(seed=0, **changes):

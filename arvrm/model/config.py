@@ -135,6 +135,9 @@ class LossConfig:
             the policy reads that estimate, in the state token and the action head. Needs the conv encoder, and
             landmarks in training but not in rollouts.
         image: squared error of the predicted frames, where `fwd_pred` is on.
+        destination: stage 1's cross-entropy of a heatmap of the image, which words modulate, against where the (first)
+            hand's root is `foresee` frames later. At a positive weight the heatmap's centre joins the query for the
+            poses to come. Needs the conv encoder.
     """
 
     arm: float = 100.0
@@ -146,6 +149,7 @@ class LossConfig:
     localisation: float = 0.0
     geometry: float = 0.0
     image: float = 1.0
+    destination: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -252,6 +256,8 @@ class ModelConfig:
             raise ValueError("vision.film needs a conv encoder in training; set it to false for a ViT or frozen one")
         if self.loss.geometry > 0 and vision.encoder != "conv":
             raise ValueError("loss.geometry: only the conv encoder has heatmaps; set it to 0 or use that encoder")
+        if self.loss.destination > 0 and (vision.encoder != "conv" or vision.landmarks == vision.points):
+            raise ValueError("loss.destination takes a heatmap of the conv encoder that is no landmark's; set it to 0")
         if vision.modulated and vision.encoder == "conv":
             raise ValueError("vision.modulated is for a ViT; a conv encoder has vision.film")
         if vision.second is not None and not vision.second.patches and not vision.second.timed:

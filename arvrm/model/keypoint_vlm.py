@@ -15,13 +15,14 @@ from arvrm.model.encoders import (
     JointEncoder,
     TextPool,
     VitEncoder,
+    centres,
     fit_images,
     image_encoder,
     jitter_colours,
+    splat_cross_entropy,
 )
 from arvrm.model.shares import divisor
 from arvrm.model.transformer import PerceiverResampler, Transformer, expect, expect_frames, mlp, sequence_mask
-
 
 _SLOWING = 0.8
 
@@ -90,6 +91,7 @@ class KeypointVLM(nn.Module):
         self.next_query = nn.Parameter(0.02 * torch.randn(width))
         self.transformer = Transformer(width, config.layers, config.heads, config.activation, config.dropout)
         self.keypoint_head = mlp(width, width, 3 * config.keypoints * config.foresee)
+        self.destination = mlp(4, width, width) if config.loss.destination > 0 else None
         # Starts at "the hand stays where it is" (or, without the residual, at the middle of the image).
         nn.init.zeros_(self.keypoint_head[-1].weight)
         nn.init.zeros_(self.keypoint_head[-1].bias)
@@ -219,7 +221,14 @@ class KeypointVLM(nn.Module):
         return self.joints(keypoints, visible & frame_mask[..., None])
 
     def next_poses(
-        self, z_l: Tensor, static: Tensor, keypoints: Tensor, visible: Tensor, frame_mask: Tensor, last: bool = False
+        self,
+        z_l: Tensor,
+        static: Tensor,
+        keypoints: Tensor,
+        visible: Tensor,
+        frame_mask: Tensor,
+        destination: Tensor | None = None,
+        last: bool = False,
     ) -> Tensor:
         """Predict, at each frame, the keypoints of the `foresee` frames after it.
 
@@ -227,6 +236,7 @@ class KeypointVLM(nn.Module):
             z_l: (B, d).
             static: (B, T, M + 1, d).
             keypoints, visible, frame_mask: as in `HumanBatch`.
+            destination: (B, T, 2), with `loss.destination`: where the image says that the hand will be.
             last: only at the last frame.
 
         Returns:
@@ -238,6 +248,10 @@ class KeypointVLM(nn.Module):
         first = frame_mask.shape[1] - 1 if last else 0
         query_frames = torch.arange(first, frame_mask.shape[1], device=z_l.device)
         queries = self.next_query.expand(1, len(query_frames), -1)
+        if destination is not None:
+            # Places reach the query directly, as `loss.geometry`'s reach the policy's: tokens and attention lose them.
+            way = destination - last_seen(keypoints, seen)[..., 0, :2]
+            queries = queries + self.destination(torch.cat([destination, way], dim=-1)[:, first:])
         out = self.sequence(z_l, [z_k, static], queries, query_frames, frame_mask)
         poses = self.keypoint_head(out).unflatten(-1, (self.config.foresee, self.config.keypoints, 3)).float()
         if self.config.predict_residual:
@@ -261,13 +275,15 @@ class KeypointVLM(nn.Module):
         frame_mask = batch["frame_mask"]
         expect_frames(batch, "static")
         z_l = self.language(batch["text"], batch["text_mask"])
-        static, _, offset = self.look_static(batch, z_l)
+        static, heatmaps, offset = self.look_static(batch, z_l)
         # What moves the image moves the hand in it.
         move = F.pad(offset, (0, 1))
         keypoints, visible = batch["keypoints"], batch["visible"]
         expect("keypoints", keypoints, *frame_mask.shape, self.config.keypoints, 3)
         keypoints = keypoints + move[:, None, None]
-        predicted = self.next_poses(z_l, static, keypoints, visible, frame_mask)
+        heatmaps = self._destination_heatmaps(heatmaps)
+        destination = None if heatmaps is None else centres(heatmaps)[..., 0, :]
+        predicted = self.next_poses(z_l, static, keypoints, visible, frame_mask, destination)
         truth, known = [keypoints], [visible & frame_mask[..., None]]
         future, following = batch.get("future_keypoints"), batch.get("next_keypoints")
         if future is not None and self.config.foresee > 1:
@@ -290,12 +306,28 @@ class KeypointVLM(nn.Module):
             total = total + error.square().sum() / ahead
             counted = counted + 3 * counts.sum() / ahead
         loss = total / divisor(counted)
+        if heatmaps is not None:
+            later = truth[:, self.config.foresee : self.config.foresee + frames, 0, :2]
+            there = known[:, self.config.foresee : self.config.foresee + frames, 0] & frame_mask[:, : later.shape[1]]
+            there = there & (later.abs() <= 1.0).all(-1)
+            later = torch.where(there[..., None], later, torch.zeros_like(later))
+            missed = splat_cross_entropy(heatmaps[:, : later.shape[1], ..., 0], later)
+            missed = torch.where(there, missed, torch.zeros_like(missed)).sum() / divisor(there.sum())
+            loss = loss + self.config.loss.destination * missed
         shown = F.pad(predicted[:, :-1, 0] - move[:, None, None], (0, 0, 0, 0, 1, 0))
         return {
             "loss": loss,
             "keypoints_predicted": shown,
             "next_keypoints_predicted": predicted[:, -1, 0] - move[:, None],
         }
+
+    def _destination_heatmaps(self, heatmaps: Tensor | None) -> Tensor | None:
+        """Return the last of the encoder's heatmaps, (B, T, h, w, 1), if `loss.destination` is used."""
+        if self.destination is None:
+            return None
+        if heatmaps is None:
+            raise UserError("loss.destination: cached features have no heatmaps; give images, or set it to 0")
+        return heatmaps[..., -1:]
 
     @torch.no_grad()
     def predict_next(self, batch: HumanBatch, steps: int) -> Tensor:
@@ -310,7 +342,9 @@ class KeypointVLM(nn.Module):
             raise UserError(f"steps: got {steps}; give at least 1")
         keypoints, visible, frame_mask = batch["keypoints"], batch["visible"], batch["frame_mask"]
         z_l = self.language(batch["text"], batch["text_mask"])
-        static, _, offset = self.look_static(batch, z_l)
+        static, heatmaps, offset = self.look_static(batch, z_l)
+        heatmaps = self._destination_heatmaps(heatmaps)
+        destination = None if heatmaps is None else centres(heatmaps)[..., 0, :]
         move = F.pad(offset, (0, 1))[:, None, None]
         keypoints = keypoints + move
         poses, keep, new = [], slice(-self.config.max_frames, None), self.config.foresee
@@ -321,8 +355,10 @@ class KeypointVLM(nn.Module):
                 keypoints = torch.cat([keypoints, poses[-1]], dim=1)[:, keep]
                 visible = torch.cat([visible, known.expand(-1, new, -1)], dim=1)[:, keep]
                 static = torch.cat([static, static[:, -1:].expand(-1, new, -1, -1)], dim=1)[:, keep]
+                if destination is not None:
+                    destination = torch.cat([destination, destination[:, -1:].expand(-1, new, -1)], dim=1)[:, keep]
                 frame_mask = F.pad(frame_mask, (0, new), value=True)[:, keep]
-            poses.append(self.next_poses(z_l, static, keypoints, visible, frame_mask, last=True)[:, 0])
+            poses.append(self.next_poses(z_l, static, keypoints, visible, frame_mask, destination, last=True)[:, 0])
         return torch.cat(poses, dim=1)[:, :steps] - move
 
 

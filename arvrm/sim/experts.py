@@ -799,10 +799,13 @@ class _Motion:
             self.delicate = True
             point, _ = over(-0.03)
             yield from self.move((point, FORWARD, tilt), CLOSE, SLOW, limit=8)
-            shift = goal - self.view.blocks[name].position[0]
-            aim = self.view.target[:3] + [shift + 0.03 * np.sign(shift), 0, 0]
-            yield from self.move((aim, FORWARD, tilt), CLOSE, SLOW, limit=22,
-                                 until=lambda: (self.view.blocks[name].position[0] - goal) * np.sign(shift) > 0)  # fmt: skip
+            side = np.sign(goal - self.view.blocks[name].position[0])
+
+            def arrived(side: float = side) -> bool:
+                return (self.view.blocks[name].position[0] - goal) * side > 0
+
+            aim = self.view.target[:3] + [goal - self.view.blocks[name].position[0] + 0.03 * side, 0, 0]
+            yield from self.move((aim, FORWARD, tilt), CLOSE, SLOW, limit=22, until=arrived)
             self.delicate = False
             tcp = self.view.tcp
             yield from self.move((tcp + [0, 0, 0.04], FORWARD, tilt), CLOSE, SPEED, 0.03, limit=10)
@@ -1169,8 +1172,11 @@ class _Motion:
         point = side()
         for _ in range(4):
             for other in self.view.blocks.values():
-                if other.name != name and abs(other.position[1] - point[1]) < other.extent([0, 1, 0]) + 0.025 and \
-                        abs(other.position[0] - point[0]) < other.extent([1, 0, 0]) + 0.025:
+                if (
+                    other.name != name
+                    and abs(other.position[1] - point[1]) < other.extent([0, 1, 0]) + 0.025
+                    and abs(other.position[0] - point[0]) < other.extent([1, 0, 0]) + 0.025
+                ):
                     point = point.copy()
                     point[0] = other.position[0] - sign * (other.extent([1, 0, 0]) + 0.045)
         height = block.position[2] + 0.008
