@@ -9,7 +9,7 @@ from arvrm.geometry import apply_relative_action
 from arvrm.interface import TASKS, UserError
 from arvrm.sim.chains import chain_start, generate_chains
 from arvrm.sim.env import PlayTableEnv
-from arvrm.sim.experts import Expert, grip_matrix, rollout_expert, sample_start
+from arvrm.sim.experts import Expert, grip_matrix, rollout_expert, sample_start, settle
 from arvrm.sim.tasks import TaskOracle
 
 
@@ -65,6 +65,54 @@ def test_task_is_done_after_those_it_needs(env, tasks):
     env.reset(options={"robot_obs": robot_obs, "scene_obs": scene_obs})
     for task in tasks:
         assert rollout_expert(env, task, rng()).success, task
+
+
+def arrange(env, slider: float = 0.0, **blocks: tuple[float, float, float, float]) -> None:
+    """Start with the drawer closed, the door there, and blocks at x, y, z (m) and yaw (degrees)."""
+    begin(env, "open_drawer")
+    robot_obs, scene_obs = env.robot_obs(), env.scene_obs()
+    scene_obs[:2] = slider, 0.0
+    for name, (x, y, z, yaw) in blocks.items():
+        at = 6 + 6 * env.block_order.index(name)
+        scene_obs[at : at + 6] = x, y, z, 0, 0, np.radians(yaw)
+    env.reset(options={"robot_obs": robot_obs, "scene_obs": scene_obs})
+    settle(env)
+    env.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))  # what lies on something touches it
+
+
+@pytest.mark.parametrize(
+    "x, slider",
+    [(-0.162, 0.0), (-0.028, 0.28), (0.125, 0.28), (-0.315, 0.0)],
+    ids=["left of the door's edge", "right of the door's edge", "beside the right wall", "beside the left wall"],
+)
+def test_block_in_the_cabinet_is_drawn_to_where_the_hand_has_room(env, x, slider):
+    arrange(env, slider, blue=(x, 0.11, 0.461, 95), red=(0.1, -0.1, 0.46, 0), pink=(0.25, -0.1, 0.46, 90))
+    assert rollout_expert(env, "lift_blue_block_slider", rng()).success
+
+
+def test_block_is_stacked_although_one_fell_off_the_table_and_the_other_lies_behind_the_door(env):
+    arrange(env, 0.0, red=(0.55, -0.12, 0.02, 90), blue=(0.078, 0.07, 0.461, 80), pink=(0.1, -0.1, 0.46, 90))
+    assert rollout_expert(env, "lift_pink_block_table", rng()).success
+    assert rollout_expert(env, "stack_block", rng()).success
+
+
+def test_block_below_the_doors_handle_is_not_built_on_where_it_lies(env):
+    arrange(env, 0.0, red=(0.04, -0.06, 0.46, 75), blue=(-0.2, 0.09, 0.461, 90), pink=(0.25, -0.1, 0.46, 90))
+    assert rollout_expert(env, "lift_blue_block_slider", rng()).success
+    assert rollout_expert(env, "stack_block", rng()).success
+
+
+def test_pushed_block_that_touched_the_door_touches_it_again(env):
+    arrange(env, 0.0, pink=(0.05, -0.04, 0.46, 55), red=(-0.2, 0.09, 0.461, 90), blue=(-0.27, 0.09, 0.461, 90))
+    for _ in range(10):  # towards the door until it touches
+        if ("table", "slide_link") in env.task_info()["blocks"]["pink"]["contacts"]:
+            break
+        robot_obs, scene_obs = env.robot_obs(), env.scene_obs()
+        scene_obs[7 + 6 * env.block_order.index("pink")] += 0.001
+        env.reset(options={"robot_obs": robot_obs, "scene_obs": scene_obs})
+        env.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))
+    assert ("table", "slide_link") in env.task_info()["blocks"]["pink"]["contacts"]
+    assert rollout_expert(env, "push_pink_block_right", rng()).success
 
 
 def test_actions_are_relative_actions_with_a_binary_gripper(env):

@@ -42,6 +42,7 @@ _PALM = 0.11
 """The hand's widest part is this far (m) above the fingertips."""
 _MOST_ASIDE = 0.25
 """Radians that open fingers may lean to a side: with more, one of them passes over the block."""
+_DOOR = ("table", "slide_link")
 _HANDLE_HALF, _HANDLE_REACH = 0.022, 0.045
 """Half the width of the door's handle and how far in front of its grasp point (y) nothing is below it (m)."""
 FRONT = -0.105
@@ -238,9 +239,10 @@ class _Motion:
         self.attempt = 0
         self.wanted: str | None = None
         # Blocks that nothing but the table touches: those that CALVIN lets one push into the drawer from here.
-        self.free = {
-            name for name, block in env.task_info()["blocks"].items() if block["contacts"] == {("table", "base_link")}
-        }
+        touched = {name: block["contacts"] for name, block in env.task_info()["blocks"].items()}
+        self.free = {name for name, contacts in touched.items() if contacts == {("table", "base_link")}}
+        # A block that touches the door on the table must touch it after a push too.
+        self.at_door = {name for name, contacts in touched.items() if contacts == {("table", "base_link"), _DOOR}}
         self.pushed_from: dict[str, np.ndarray] = {}
         self._gripper: float | None = None
         self.look()
@@ -1202,8 +1204,31 @@ class _Motion:
         yield from self.move((back, FORWARD, tilt), CLOSE, POSITION_STEP_M, 0.03, limit=6)
         failed = not moved() > 0.102
         yield from self.move((np.array([back[0], back[1], 0.55]), FORWARD, 0.0), CLOSE, TRAVEL_SPEED, 0.03, limit=20)
+        if name in self.at_door and not failed:
+            yield from self.nudge(name)
         if failed:
             raise _Failed
+        return True
+
+    def nudge(self, name: str) -> Program:
+        """Push a block on the table away from the operator until it touches the door."""
+        block = self.view.blocks[name]
+
+        def touching() -> bool:
+            return _DOOR in self.env.task_info()["blocks"][name]["contacts"]
+
+        if touching():
+            return True
+        x, height = block.position[0], block.position[2] + 0.008
+        start = np.array([x, block.position[1] - block.extent([0, 1, 0]) - 0.045, height])
+        tilt = self.lean(start + [0, 0, 0.07], 0.15)
+        yield from self.travel((start + [0, 0, 0.07], FORWARD, tilt), CLOSE)
+        yield from self.funnel(lambda: (start, FORWARD), tilt, np.array([0.0, 0.0, 1.0]), 0.07, CLOSE)
+        self.delicate = True
+        yield from self.move((start + [0, 0.1, 0], FORWARD, tilt), CLOSE, SLOW, until=touching, limit=25)
+        self.delicate = False
+        tcp = self.view.tcp
+        yield from self.move((np.array([tcp[0], tcp[1] - 0.03, 0.55]), FORWARD, 0.0), CLOSE, SPEED, 0.03, limit=20)
         return True
 
     def carry(self, name: str, start: float, sign: float) -> Program:
