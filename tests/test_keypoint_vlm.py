@@ -283,3 +283,29 @@ def test_a_destination_that_is_not_seen_costs_nothing_for_its_heatmap():
     once = model(batch)["loss"]
     model.config = with_destination(model.config, 7.0)
     assert torch.equal(model(batch)["loss"], once)
+
+
+def test_the_error_of_a_joint_may_be_its_distance():
+    model, batch = build(foresee=2, loss={"keypoints": "distance"}), human_batch(frames=2)
+    batch["visible"][:] = True
+    batch["future_keypoints"] = torch.rand(2, 2, 21, 3, generator=torch.Generator().manual_seed(7))
+    batch["future_visible"] = torch.ones(2, 2, 21, dtype=torch.bool)
+    with torch.no_grad():
+        z_l = model.language(batch["text"], batch["text_mask"])
+        guesses = model.next_poses(z_l, model.look_static(batch, z_l)[0], batch["keypoints"], batch["visible"],
+                                   batch["frame_mask"])  # fmt: skip
+    truth = torch.cat([batch["keypoints"], batch["future_keypoints"]], dim=1)
+    near = (guesses[:, :, 0] - truth[:, 1:3]).norm(dim=-1).mean().item()
+    far = (guesses[:, :, 1] - truth[:, 2:4]).norm(dim=-1).mean().item()
+    assert model(batch)["loss"].item() == pytest.approx((near + far / 2) / 1.5, abs=2e-3)
+
+
+def test_a_hand_that_stays_where_it_was_foreseen_gives_a_finite_gradient():
+    torch.manual_seed(0)
+    model, batch = KeypointVLM(small(loss={"keypoints": "distance"})), human_batch(frames=3)
+    batch["visible"][:] = True
+    batch["keypoints"][:] = batch["keypoints"][:, :1]  # the untrained model is right to the last digit
+    loss = model(batch)["loss"]
+    loss.backward()
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

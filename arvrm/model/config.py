@@ -129,6 +129,8 @@ class LossConfig:
         gripper: binary cross-entropy.
         state: next robot components (L_state).
         analogy: L_AR (the paper's beta).
+        keypoints: stage 1's error of a joint: "squared" over its coordinates, as in the paper, or its "distance", which
+            neither forgets the near frames, whose errors are small, nor follows the few that cannot be foreseen.
         replay: stage-1 loss on the retrieved clips.
         localisation: cross-entropy of the soft-argmax heatmaps against `landmark_pixels`.
         geometry: squared error of where the policy takes the landmarks to be, from the gripper. At a positive weight
@@ -145,6 +147,7 @@ class LossConfig:
     gripper: float = 1.0
     state: float = 1.0
     analogy: float = 1.0
+    keypoints: Literal["squared", "distance"] = "squared"
     replay: float = 1.0
     localisation: float = 0.0
     geometry: float = 0.0

@@ -24,7 +24,9 @@ from arvrm.model.encoders import (
 from arvrm.model.shares import divisor
 from arvrm.model.transformer import PerceiverResampler, Transformer, expect, expect_frames, mlp, sequence_mask
 
-_SLOWING = 0.8
+_SLOWING, _MOTIONS = 0.8, 3
+_NEAR = 1e-3
+"""An error (normalised) below which the distance is rounded off: a tenth of a pixel of 224."""
 
 
 class ImageTokens(nn.Module):
@@ -96,8 +98,9 @@ class KeypointVLM(nn.Module):
         nn.init.zeros_(self.keypoint_head[-1].weight)
         nn.init.zeros_(self.keypoint_head[-1].bias)
         if config.foresee > 1 and config.predict_residual and config.residual_from == "velocity":
-            # How many times its last motion a hand goes on to move in 1, 2 .. n frames; it slows down.
-            self.carry = nn.Parameter((1 - _SLOWING ** torch.arange(1, config.foresee + 1)) / (1 - _SLOWING))
+            # How many times its last motions, newest first, a hand goes on to move in 1, 2 .. n frames; it slows down.
+            slower = (1 - _SLOWING ** torch.arange(1, config.foresee + 1)) / (1 - _SLOWING)
+            self.carry = nn.Parameter(F.pad(slower[:, None], (0, _MOTIONS - 1)))
 
     def language(self, text: Tensor, text_mask: Tensor) -> Tensor:
         """Return z_l (B, d)."""
@@ -257,17 +260,23 @@ class KeypointVLM(nn.Module):
         if self.config.predict_residual:
             poses = poses + last_seen(keypoints, seen)[:, first:, None]
             if self.config.residual_from == "velocity":
-                motion = last_motion(keypoints, seen)[:, first:, None]
-                poses = poses + (self.carry[:, None, None] * motion if self.config.foresee > 1 else motion)
+                motion = last_motion(keypoints, seen)
+                if self.config.foresee > 1:
+                    for i in range(_MOTIONS):
+                        before = F.pad(motion, (0, 0, 0, 0, i, 0))[:, first : motion.shape[1], None]
+                        poses = poses + self.carry[:, i, None, None] * before
+                else:
+                    poses = poses + motion[:, first:, None]
         return poses
 
     def forward(self, batch: HumanBatch) -> dict[str, Tensor]:
         """Predict each frame's keypoints from the frames before it.
 
         Returns:
-            loss: mean squared error over the coordinates of visible keypoints, of all frames that follow an unmasked
-                one by 1 .. `foresee`, j frames ahead with a weight of 1/j: those of the window, `next_keypoints` and,
-                in their place where `foresee` is above 1, `future_keypoints`. 0 where there is none.
+            loss: mean squared error over the coordinates of visible keypoints (or their mean distance, see
+                `loss.keypoints`), of all frames that follow an unmasked one by 1 .. `foresee`, j frames ahead with a
+                weight of 1/j: those of the window, `next_keypoints` and, in their place where `foresee` is above 1,
+                `future_keypoints`. 0 where there is none.
             keypoints_predicted: (B, T, K, 3), at t the prediction of frame t from l, o_1, k_1 .. o_t-1, k_t-1; at 0,
                 where only words came before, zeros that count for nothing.
             next_keypoints_predicted: (B, K, 3), of the frame after the last.
@@ -302,8 +311,11 @@ class KeypointVLM(nn.Module):
             here = truth[:, ahead : ahead + frames]
             counts = known[:, ahead : ahead + frames] & frame_mask[:, : here.shape[1], None]
             error = predicted[:, : here.shape[1], ahead - 1] - here
-            error = torch.where(counts[..., None], error, torch.zeros_like(error))
-            total = total + error.square().sum() / ahead
+            error = torch.where(counts[..., None], error, torch.zeros_like(error)).square()
+            if self.config.loss.keypoints == "distance":
+                # The root of nothing has no gradient; so near, a squared error will do.
+                error = 3 * ((error.sum(-1) + _NEAR**2).sqrt() - _NEAR)
+            total = total + error.sum() / ahead
             counted = counted + 3 * counts.sum() / ahead
         loss = total / divisor(counted)
         if heatmaps is not None:
