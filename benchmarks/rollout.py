@@ -21,6 +21,7 @@ from arvrm.model.checkpoint import Checkpoint
 from arvrm.model.config import ModelConfig, VisionConfig
 from arvrm.model.encoders import Statistics
 from arvrm.model.policy_net import PolicyNet
+from arvrm.model.transformer import compile_blocks
 from arvrm.policy import CheckpointPolicy
 
 PAPER_VIT = {"layer_norm_eps": 1e-6}
@@ -30,7 +31,8 @@ SMALL_VIT = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 
 def config(size: str, fwd_pred: bool = True) -> ModelConfig:
     """The published network; "small" has a quarter of the ViT's width and a third of all layers."""
     paper = size == "paper"
-    vision = VisionConfig("mae", None, PAPER_VIT if paper else SMALL_VIT, True, clamp=False, film=False)
+    backbone = PAPER_VIT if paper else SMALL_VIT
+    vision = VisionConfig("mae", backbone=backbone, frozen=True, clamp=False, film=False)
     return ModelConfig(
         vision=vision,
         width=384 if paper else 96,
@@ -102,6 +104,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="rollouts planned for at once")
     parser.add_argument("--steps", type=int, default=3, help="control steps a measurement")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", action="store_true", help="compile the blocks of all three")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -110,6 +113,9 @@ def main() -> None:
     frames = Frames(options.batch, first + rounds * options.steps)
     cached = policy(options.size, options.batch, options.device, True)
     plain = policy(options.size, options.batch, options.device, False)
+    if options.compile:
+        for some in (cached, plain):
+            compile_blocks(some.net)
 
     def original(step: int) -> None:
         plain.net.predict(plain.batch(frames.requests(step)), images=True)
@@ -128,13 +134,15 @@ def main() -> None:
         "window": lambda step: plain.plan(frames.requests(step)),
         "original": original,
     }
+    original(first - 1)  # all shapes have been seen, and compiled for, before the clock starts
     best = dict.fromkeys(runs, float("inf"))
     for number in range(rounds):
         steps = range(first + number * options.steps, first + (number + 1) * options.steps)
         for name, run in runs.items():
             best[name] = min(best[name], seconds(run, steps, options.device))
     of_images = seconds(encode, range(first, first + options.steps), options.device)
-    print(f"{options.size}, batch {options.batch}, {options.threads} threads, {options.device}, eager, fp32")
+    how = "compiled" if options.compile else "eager"
+    print(f"{options.size}, batch {options.batch}, {options.threads} threads, {options.device}, {how}, fp32")
     for name, value in best.items():
         print(f"{name:16} {1000 * value:9.1f} ms a control step  x{value / best['new frame only']:.2f}")
     print(f"of the first: two images a rollout {1000 * of_images:.1f} ms, the rest is the transformer")
