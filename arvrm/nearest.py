@@ -98,6 +98,8 @@ class Shortlist:
         if excluded is not None and len(excluded):
             options["sel"] = faiss.IDSelectorNot(faiss.IDSelectorBatch(np.asarray(excluded, dtype=np.int64)))
         reduced = np.ascontiguousarray(queries @ self.basis)
+        # Threads share out queries, or, where these are fewer, the clusters of each (faiss calls the ways 0 and 1).
+        self._index.parallel_mode = int(len(reduced) < faiss.omp_get_max_threads())
         return self._index.search(reduced, count, params=faiss.SearchParametersIVF(**options))[1]
 
     def save(self, folder: Path) -> None:
