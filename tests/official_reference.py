@@ -21,8 +21,10 @@ class VitBlock(nn.Module):
         qkv = self.attn["qkv"](self.norm1(x)).view(n, count, 3, self.heads, width // self.heads)
         q, k, v = (qkv[:, :, i].transpose(1, 2) for i in range(3))
         weights = (q @ k.transpose(-1, -2) / (width // self.heads) ** 0.5).softmax(-1)
-        x = x + self.attn["proj"]((weights @ v).transpose(1, 2).reshape(n, count, width))
-        return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
+        # DINOv2 scales what a block adds; MAE does not.
+        first, second = (getattr(self, name).gamma if hasattr(self, name) else 1.0 for name in ("ls1", "ls2"))
+        x = x + first * self.attn["proj"]((weights @ v).transpose(1, 2).reshape(n, count, width))
+        return x + second * self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
 
 
 class Vit(nn.Module):
@@ -116,6 +118,36 @@ class FilmedDino(nn.Module):
         return vit.layernorm(x)
 
 
+class PlainDino(nn.Module):
+    """DINOv2 as its own code has it, of 2 blocks; made for 5 x 5 patches. Gives the CLS token."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.cls_token, self.mask_token = nn.Parameter(torch.zeros(1, 1, width)), nn.Parameter(torch.zeros(1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 26, width))
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, 14, 14)})
+        self.blocks = nn.ModuleList()
+        for _ in range(2):
+            block = VitBlock(width, 1, 1e-6)
+            for name in ("ls1", "ls2"):
+                setattr(block, name, nn.Module())
+                getattr(block, name).gamma = nn.Parameter(torch.ones(width))
+            self.blocks.append(block)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, images):
+        x = self.patch_embed["proj"](images)
+        side = x.shape[-1]
+        grid = self.pos_embed[:, 1:].reshape(1, 5, 5, -1).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, scale_factor=((side + 0.1) / 5, (side + 0.1) / 5), mode="bicubic")
+        assert grid.shape[-1] == side
+        x = x.flatten(2).transpose(1, 2) + grid.flatten(2).transpose(1, 2)
+        x = torch.cat([(self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1), x], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)[:, 0]
+
+
 def hub_names(state):
     """Names of DINOv2's tensors as files have them, which this version of transformers renames."""
     parts = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value"}
@@ -132,7 +164,8 @@ def hub_names(state):
 class OfficialGR1(nn.Module):
     """`chunk` None: GR-1, one action query and no positions in the transformer; a number: GR-Chunk.
 
-    `dino`: AR-VRM's second variant, with a modulated DINOv2 beside MAE.
+    `dino`: AR-VRM's second variant, with a modulated DINOv2 beside MAE; `cls_only`: its first, which reads DINOv2's CLS
+    token alone.
     """
 
     def __init__(
@@ -153,6 +186,7 @@ class OfficialGR1(nn.Module):
         decoder_heads=16,
         noise=0.1,
         dino=False,
+        cls_only=False,
     ):
         super().__init__()
         from transformers import GPT2Config, GPT2Model
@@ -182,6 +216,9 @@ class OfficialGR1(nn.Module):
             self.perceiver_resampler_dino = Resampler(features, *resampler, latents)
             for name in ("img", "hand_img", "patch", "hand_patch"):
                 setattr(self, f"embed_dino_{name}", nn.Linear(features, width))
+        if cls_only:
+            self.dinov2_vitb14 = PlainDino(features)
+            self.embed_dino_img, self.embed_dino_hand_img = nn.Linear(features, width), nn.Linear(features, width)
         self.embed_ln = nn.LayerNorm(width)
         self.action_queries = nn.Embedding(1, width)
         if chunk is not None:
@@ -234,6 +271,14 @@ class OfficialGR1(nn.Module):
             # The static camera's carry no time in the published code.
             seen[4:4] = second(rgb, self.embed_dino_img, self.embed_dino_patch, False)
             seen += second(hand, self.embed_dino_hand_img, self.embed_dino_hand_patch, True)
+        if hasattr(self, "dinov2_vitb14"):
+            looked = [(rgb, self.embed_dino_img), (hand, self.embed_dino_hand_img)]
+            static, gripper = (
+                (layer(self.dinov2_vitb14(x.flatten(0, 1))).unflatten(0, (batch, frames)) + time)[:, :, None]
+                for x, layer in looked
+            )
+            seen[4:4] = [static]
+            seen.append(gripper)
         actions = self.action_queries.weight
         if self.chunk is not None:
             actions = self.action_chunk_queries.weight + actions

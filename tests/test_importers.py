@@ -84,6 +84,23 @@ def test_ar_vrms_second_variant_computes_what_the_original_computes(padded):
         assert difference.max() < 1e-5 * max(1.0, float(value.abs().max())), name
 
 
+@pytest.mark.parametrize("padded", [0, 2])
+def test_ar_vrms_first_variant_computes_what_the_original_computes(padded):
+    model = original(4, cls_only=True, size=112)  # 8 x 8 patches of 14, where its positions are for 5 x 5
+    found = convert(model.saved(), SMALL, ("mae", backbones.mae(model.model_mae.state_dict())))
+    second = found.model.config.vision.second
+    assert found.kind == "ar-vrm" and not second.modulated and not second.patches and second.timed
+    mine, theirs = inputs(model, padded=padded, view=112)
+    with torch.no_grad():
+        expected = model(**theirs)
+    got = found.model.predict(mine, images=True)
+    for name, value in expected.items():
+        value[-1] = torch.roll(value[-1], padded, dims=0)
+        difference = (got[name] - value).abs()
+        difference[-1, :padded] = 0
+        assert difference.max() < 1e-5 * max(1.0, float(value.abs().max())), name
+
+
 def test_dinov2_without_its_weights_is_left_out_with_the_reason():
     model = original(4)
     extra = {"embed_dino_img.weight": torch.zeros(64, 64), "ar_matrix.layers.0.norm1.bias": torch.zeros(64)}

@@ -112,6 +112,21 @@ def dinov2(tensors: dict[str, Tensor], place: str = "DINOv2") -> Any:
     return _fill(transformers.Dinov2Model, config, tensors, _vit_names(shape, "dinov2"), place)
 
 
+def dinov2_positions(positions: Tensor, side: int) -> Tensor:
+    """Return DINOv2's position embedding (1, 1 + N, D) as its own code interpolates it to `side` x `side` patches.
+
+    It asks for a scale a tenth of a patch too large, where transformers asks for the size; the two differ by more than
+    rounding (published weights are for 37 x 37 patches, and 224 px are 16 x 16).
+    """
+    own = round((positions.shape[1] - 1) ** 0.5)
+    if own == side:
+        return positions
+    grid = positions[:, 1:].float().unflatten(1, (own, own)).permute(0, 3, 1, 2)
+    scale = (side + 0.1) / own
+    grid = torch.nn.functional.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
+    return torch.cat([positions[:, :1].float(), grid.flatten(2).transpose(1, 2)], dim=1)
+
+
 def dinov2_hub(tensors: dict[str, Tensor], place: str = "DINOv2") -> Any:
     """Return a `Dinov2Model` from the names of the hub's files, whose sizes are read from the tensors."""
     import transformers

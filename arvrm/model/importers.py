@@ -396,7 +396,14 @@ def _second(
         return None
     films = {name: t for name, t in inside.items() if re.match(r"encoder\.layer\.\d+\.(scale|shift)\.", name)}
     base = {name.replace(".block.", ".", 1): t for name, t in inside.items() if name not in films}
-    model = backbones.dinov2_hub(base, place) if modulated else backbones.dinov2(base, place)
+    if modulated:
+        model = backbones.dinov2_hub(base, place)
+    else:  # the authors' own code, by torch.hub
+        if "decoder_pos_embed" in tensors and "decoder_pred.weight" in tensors and "pos_embed" in base:
+            size = tensors["decoder_pos_embed"].shape[1] ** 0.5 * (tensors["decoder_pred.weight"].shape[0] / 3) ** 0.5
+            side = round(size) // base["patch_embed.proj.weight"].shape[-1]
+            base["pos_embed"] = backbones.dinov2_positions(base["pos_embed"], side)
+        model = backbones.dinov2(base, place)
     config = SecondVisionConfig(
         backbone=model.config.to_diff_dict(), modulated=modulated, patches=modulated, timed=not modulated
     )
