@@ -62,6 +62,19 @@ def test_imported_network_computes_what_the_original_computes(chunk, padded):
     assert torch.equal(actions[..., 6], expected["gripper"][:, -1].sign())
 
 
+def assert_computes_the_same(ours, model, padded):
+    """Both read images of 112 pixels; the last row has `padded` frames of padding."""
+    mine, theirs = inputs(model, padded=padded, view=112)
+    with torch.no_grad():
+        expected = model(**theirs)
+    got = ours.predict(mine, images=True)
+    for name, value in expected.items():
+        value[-1] = torch.roll(value[-1], padded, dims=0)
+        difference = (got[name] - value).abs()
+        difference[-1, :padded] = 0
+        assert difference.max() < 1e-5 * max(1.0, float(value.abs().max())), name
+
+
 @pytest.mark.parametrize("padded", [0, 2])
 def test_ar_vrms_second_variant_computes_what_the_original_computes(padded):
     # Both ViTs read the same pixels: 112 is a multiple of 16 and of 14.
@@ -73,15 +86,7 @@ def test_ar_vrms_second_variant_computes_what_the_original_computes(padded):
     assert found.kind == "ar-vrm" and second.modulated and second.patches and not second.timed
     assert not any("as we know it" in reason for reason in found.left_out.values())
     assert "dino.vision_backbone.encoder.layer.1.scale.weight" in found.mapped
-    mine, theirs = inputs(model, padded=padded, view=112)
-    with torch.no_grad():
-        expected = model(**theirs)
-    got = found.model.predict(mine, images=True)
-    for name, value in expected.items():
-        value[-1] = torch.roll(value[-1], padded, dims=0)
-        difference = (got[name] - value).abs()
-        difference[-1, :padded] = 0
-        assert difference.max() < 1e-5 * max(1.0, float(value.abs().max())), name
+    assert_computes_the_same(found.model, model, padded)
 
 
 @pytest.mark.parametrize("padded", [0, 2])
@@ -90,15 +95,7 @@ def test_ar_vrms_first_variant_computes_what_the_original_computes(padded):
     found = convert(model.saved(), SMALL, ("mae", backbones.mae(model.model_mae.state_dict())))
     second = found.model.config.vision.second
     assert found.kind == "ar-vrm" and not second.modulated and not second.patches and second.timed
-    mine, theirs = inputs(model, padded=padded, view=112)
-    with torch.no_grad():
-        expected = model(**theirs)
-    got = found.model.predict(mine, images=True)
-    for name, value in expected.items():
-        value[-1] = torch.roll(value[-1], padded, dims=0)
-        difference = (got[name] - value).abs()
-        difference[-1, :padded] = 0
-        assert difference.max() < 1e-5 * max(1.0, float(value.abs().max())), name
+    assert_computes_the_same(found.model, model, padded)
 
 
 def test_dinov2_without_its_weights_is_left_out_with_the_reason():
