@@ -14,7 +14,9 @@ set -euo pipefail
 config=${1:?name a configuration, such as configs/configs_ABC.json}
 
 export ARVRM_HEAD ACCELERATE_MIXED_PRECISION=bf16 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-ARVRM_HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# not through head, whose early end kills scontrol, and by pipefail this script, when scontrol is the slower one
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+ARVRM_HEAD=${hosts%%$'\n'*}
 
 launch() {
     srun --kill-on-bad-exit=1 bash -c 'exec torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" \

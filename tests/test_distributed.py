@@ -317,7 +317,7 @@ def test_slurm_script_starts_what_the_commands_understand(tmp_path):
     from torch.distributed.run import get_args_parser
 
     stand_ins = {
-        "scontrol": "printf 'node-a\\nnode-b\\n'",
+        "scontrol": "echo node-a; sleep 0.2; echo node-b",  # slower than a reader that stops at the first line
         "srun": 'while [[ $1 == -* ]]; do shift; done; exec "$@"',
         "torchrun": f'printf "%s\\n" "$@" --- >> {tmp_path}/said',
     }
@@ -338,3 +338,5 @@ def test_slurm_script_starts_what_the_commands_understand(tmp_path):
         assert known.training_script_args[2:] in (["--resume"], ["--device", "cuda", "--resume"])
         assert (HERE.parent / program).exists()
     assert subprocess.run(script[:2], env=environment, capture_output=True).returncode != 0
+    (tmp_path / "scontrol").write_text("#!/bin/bash\nexit 3\n")
+    assert subprocess.run(script, env=environment, cwd=HERE.parent, capture_output=True).returncode == 3
