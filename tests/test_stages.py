@@ -286,6 +286,14 @@ def test_replay_takes_retrieved_clips_only(root):
     assert RobotData(whole, PolicyNet(whole.model)).batch_of(0)["clips"]["static"].shape == (8, 2, 2, 32, 32, 3)
 
 
+def test_replay_foresees_as_far_as_stage_one_did(root):
+    config = finetuning(root, "unused", index=str(root / "index"), model={"foresee": 3})
+    data = RobotData(config, PolicyNet(config.model))
+    batch = data.batch_of(0)["replay"]
+    assert batch["future_keypoints"].shape == (4, 3, 21, 3) and batch["future_visible"].any()
+    assert torch.equal(batch["future_keypoints"][:, 0], batch["next_keypoints"])
+
+
 def test_held_out_groups_are_never_drawn(root):
     config = finetuning(root, "unused", data={"episodes_per_task": 2})
     data = RobotData(config, PolicyNet(config.model))

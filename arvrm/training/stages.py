@@ -615,7 +615,8 @@ class RobotData:
         if foresee and features:
             pixels = tuple(_images(table, name, data, config.model, progress) for name in ("rgb_static", "rgb_gripper"))
         self.windows = RobotWindows(
-            table, window, text_table(table, encoder), static, gripper, features, foresee, pixels
+            table, window, text_table(table, encoder), static, gripper, features, foresee, pixels,
+            config.model.foresee if config.model.loss.destination > 0 else 0,
         )
         self.train = self.windows.anchors(self.train_episodes)
         self.held_out = _spread(self.windows.anchors(held_out), data.validation_windows)
@@ -647,6 +648,7 @@ class RobotData:
             images,
             bool(features),
             config.data.in_memory,
+            config.model.foresee,
         )
         seen = None
         if config.retrieval.choice == "similar" or config.retrieval.align == "dtw":
@@ -673,8 +675,9 @@ class RobotData:
             chosen, j = self.clips.batch(anchors[which[rows]]), torch.from_numpy(clips[rows])
             batch["replay"] = {name: value[torch.arange(each), j] for name, value in chosen.items()}
             if spare.any():
-                for name in ("visible", "next_visible"):
-                    batch["replay"][name][spare] = False
+                for name in ("visible", "next_visible", "future_visible"):
+                    if name in batch["replay"]:
+                        batch["replay"][name][spare] = False
         return batch
 
     def batch_of(self, step: int, piece: Piece = WHOLE) -> RobotBatch:
