@@ -42,7 +42,7 @@ def save(folder: Path, model: nn.Module) -> None:
     os.replace(folder / "part.tmp", folder / "model.safetensors")
 
 
-def trainer(folder, batches=batch_of, model=None, **options):
+def trainer(folder, batches=batch_of, model=None, slower=None, **options):
     defaults = {"steps": 30, "batch": 8, "warmup": 3, "log_every": 5, "checkpoint_every": 10, "validate_every": 0}
     config = TrainConfig(**(defaults | {"device": "cpu", "tensorboard": False} | options))
     torch.manual_seed(config.seed)
@@ -52,7 +52,13 @@ def trainer(folder, batches=batch_of, model=None, **options):
         return batches(step * piece.of + piece.number)
 
     return Trainer(
-        model or Line(), numbered, config, Path(folder), save, describe=lambda step, piece: f"episodes of {step}"
+        model or Line(),
+        numbered,
+        config,
+        Path(folder),
+        save,
+        describe=lambda step, piece: f"episodes of {step}",
+        slower=slower,
     )
 
 
@@ -64,6 +70,7 @@ def lines(folder, split="train"):
 OPTIONS = {
     "plain": {},
     "averaged, accumulated, bf16": {"ema": 0.9, "accumulate": 2, "precision": "bf16"},
+    "a part slower": {"slower": ("layers.0.", 0.1)},
 }
 
 
@@ -186,6 +193,16 @@ def test_norms_and_biases_do_not_decay_and_frozen_weights_are_left_out():
     decayed, plain = parameter_groups(model, 0.1)
     assert [p.shape for p in decayed["params"]] == [(16, 4)] and decayed["weight_decay"] == 0.1
     assert len(plain["params"]) == 4 and plain["weight_decay"] == 0.0
+
+
+def test_a_share_of_the_rate_makes_groups_of_their_own_for_the_names_that_it_is_for():
+    model = Line()
+    groups = parameter_groups(model, 0.1, ("layers.0.", 0.25))
+    slow = [p for group in groups[2:] for p in group["params"]]
+    assert {id(p) for p in slow} == {id(p) for p in model.layers[0].parameters()}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert [group.get("rate_share") for group in groups] == [None, None, 0.25, 0.25]
+    assert len(parameter_groups(model, 0.1, ("layers.0.", 1.0))) == 2, "as without, so that old runs resume"
 
 
 def test_average_is_saved_and_training_goes_on_from_the_live_weights(tmp_path):

@@ -128,13 +128,29 @@ def learning_rate(config: TrainConfig, step: int, share_of_time: float = 0.0) ->
     return config.learning_rate * warm * (config.final_learning_rate + (1 - config.final_learning_rate) * cosine)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's groups: matrices decay, vectors and scalars (norms, biases) do not, frozen ones are left out."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def parameter_groups(
+    model: nn.Module, weight_decay: float, slower: tuple[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Return AdamW's groups: matrices decay, vectors and scalars (norms, biases) do not, frozen ones are left out.
+
+    Args:
+        slower: a prefix of names, and the share of the learning rate ("rate_share") at which those are trained. They
+            come last, in groups of their own.
+    """
+    prefix, share = slower or ("", 1.0)
+    groups = []
+    for slow in (False, True) if share != 1.0 else (False,):
+        trained = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and (share == 1.0 or name.startswith(prefix) == slow)
+        ]
+        rate = {"rate_share": share} if slow else {}
+        groups += [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay, **rate},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, **rate},
+        ]
+    return groups
 
 
 class Average:
@@ -309,6 +325,7 @@ class Trainer:
         validate: called with the model in evaluation mode; returns numbers to log as split "validation".
         describe: (step, piece) -> words that name its episodes, for the message about a loss that is not a number.
         name: what the progress bar calls the run.
+        slower: see `parameter_groups`.
     """
 
     def __init__(
@@ -321,6 +338,7 @@ class Trainer:
         validate: Callable[[nn.Module, torch.device], dict[str, float]] | None = None,
         describe: Callable[[int, Piece], str] = lambda step, piece: str(step),
         name: str = "train",
+        slower: tuple[str, float] | None = None,
     ) -> None:
         self.config, self.folder, self.save, self.validate = config, Path(folder), save, validate
         self.batch_of, self.describe, self.name = batch_of, describe, name
@@ -332,7 +350,7 @@ class Trainer:
         self.bare = model.to(device)
         if config.compile:
             compile_blocks(self.bare)
-        groups = parameter_groups(self.bare, config.weight_decay)
+        groups = parameter_groups(self.bare, config.weight_decay, slower)
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
         self.model, self.optimizer = self.accelerator.prepare(self.bare, optimizer)
         if shards() and hasattr(self.bare, "predict_next"):
@@ -392,7 +410,7 @@ class Trainer:
                         break
                     rate = learning_rate(config, self.step, share)
                     for group in self.optimizer.param_groups:
-                        group["lr"] = rate
+                        group["lr"] = rate * group.get("rate_share", 1.0)
                     torch.manual_seed(_mix(config.seed, self.step, accelerator.process_index))
                     if self._share_held:
                         self._share_held.generator.manual_seed(_mix(config.seed, self.step, 0))

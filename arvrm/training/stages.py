@@ -182,6 +182,7 @@ class FinetuneConfig:
         resume: go on with a run that was stopped.
         overwrite: replace an existing run.
         pretrained: checkpoint to start from: stage 1's, or a policy's; null: from scratch.
+        pretrained_rate: share of the learning rate at which the weights of that checkpoint are trained on.
         index: clip index whose clips accompany the robot's windows; null: none.
         retrieval: which of them.
         replay_windows: windows of retrieved clips per update on which stage 1's loss is replayed (a random selection);
@@ -194,6 +195,7 @@ class FinetuneConfig:
     overwrite: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     pretrained: str | None = None
+    pretrained_rate: float = 1.0
     index: str | None = None
     window: WindowConfig = field(default_factory=WindowConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -207,6 +209,10 @@ class FinetuneConfig:
             raise ValueError(
                 f"window.chunk {self.window.chunk} and model.chunk {self.model.chunk} differ; set both alike"
             )
+        if not 0.0 <= self.pretrained_rate <= 1.0:
+            raise ValueError(f"pretrained_rate is {self.pretrained_rate}; give a number from 0 to 1")
+        if self.pretrained_rate != 1.0 and self.pretrained is None:
+            raise ValueError("pretrained_rate is for weights of a checkpoint; give pretrained, or set it to 1")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -706,8 +712,9 @@ def finetune(config: FinetuneConfig, progress: bool = True) -> TrainResult:
     _check(config, "finetune")
     torch.manual_seed(config.train.seed)
     model = PolicyNet(config.model)
+    slower = None
     if config.pretrained:
-        _start_from(model, config.pretrained)
+        slower = (_start_from(model, config.pretrained), config.pretrained_rate)
     data = RobotData(config, model, progress)
     metadata = {"stage": "finetune", **_metadata(config, data.windows.table, data.train_episodes)}
     metadata |= {"index": config.index, "retrieval": to_dict(config.retrieval), "pretrained": config.pretrained}
@@ -722,6 +729,7 @@ def finetune(config: FinetuneConfig, progress: bool = True) -> TrainResult:
         validate=(lambda m, device: policy_errors(m, data, device)) if len(data.held_out) else None,
         describe=data.describe,
         name="finetune",
+        slower=slower,
     )
     return trainer.run(config.resume, progress)
 
@@ -890,15 +898,17 @@ def _images(
         return decode_frames(table, camera, size, data.cache, progress=bar.update)
 
 
-def _start_from(model: PolicyNet, checkpoint: str) -> None:
+def _start_from(model: PolicyNet, checkpoint: str) -> str:
+    """Load the checkpoint's weights; return with what their names begin."""
     try:
         kind = json.loads((Path(checkpoint) / "config.json").read_text()).get("kind")
     except (OSError, ValueError):
         kind = None  # start_from_stage1 says what is wrong
     if kind == "policy":
         load_weights(model, checkpoint)
-    else:
-        start_from_stage1(model, checkpoint)
+        return ""
+    start_from_stage1(model, checkpoint)
+    return "vlm."
 
 
 def _metadata(config: PretrainConfig | FinetuneConfig, table: EpisodeTable, train: np.ndarray) -> dict[str, Any]:
