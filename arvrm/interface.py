@@ -195,8 +195,6 @@ class RobotBatch(TypedDict, total=False):
         action_mask: (B, T, C) bool, False past the episode's end.
         next_components: (B, T, S) float32, `components` at the next frame of the window's spacing.
         next_mask: (B, T) bool, False where there is no next frame.
-        later_components: (B, T, S) float32, optional: `components` as many frames later as stage 1 foresees;
-            later_mask: (B, T) bool.
         landmark_pixels: (B, T, N, 2) float32, optional: where N known points of the scene are in `static`, u and v in
             [-1, 1]; landmark_mask: (B, T, N) bool.
         landmark_offsets: (B, T, N, 3) float32, optional: world positions of those points minus the TCP's, in units of
@@ -227,8 +225,6 @@ class RobotBatch(TypedDict, total=False):
     action_mask: torch.Tensor
     next_components: torch.Tensor
     next_mask: torch.Tensor
-    later_components: torch.Tensor
-    later_mask: torch.Tensor
     landmark_pixels: torch.Tensor
     landmark_mask: torch.Tensor
     landmark_offsets: torch.Tensor

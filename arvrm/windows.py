@@ -1044,7 +1044,6 @@ class RobotWindows:
         static, gripper: images or frozen features by image row; `features` says which.
         next_images: give the frames `image_ahead` strides later too, for the image-prediction head.
         ahead: banks of images from which those are taken where `static` and `gripper` hold features.
-        later: give `later_components` so many strides after each frame; 0: none.
     """
 
     def __init__(
@@ -1057,11 +1056,10 @@ class RobotWindows:
         features: bool = False,
         next_images: bool = False,
         ahead: tuple[FrameBank | StoreFrames, FrameBank | StoreFrames] | None = None,
-        later: int = 0,
     ) -> None:
         if next_images and features and ahead is None:
             raise ValueError("frames to foresee are images, and the banks hold features; give `ahead`")
-        self.next_images, self.later = next_images, later
+        self.next_images = next_images
         banks = zip(("static", "gripper"), ahead or (static, gripper), strict=True)
         self.ahead = {name: bank for name, bank in banks if bank is not None}
         self.table, self.config, self.text = table, config, text
@@ -1127,7 +1125,7 @@ class RobotWindows:
         window = np.arange(count)
         counts = (window >= segments.live[which, :1]) & (window < segments.live[which, 1:])
         live = torch.from_numpy(counts.reshape(-1))
-        for name in ("frame_mask", "action_mask", "next_mask", "next_image_mask", "later_mask", "landmark_mask"):
+        for name in ("frame_mask", "action_mask", "next_mask", "next_image_mask", "landmark_mask"):
             if name in out:
                 out[name] = out[name] & live.view(-1, *[1] * (out[name].dim() - 1))
         read = count + config.history - 1
@@ -1171,11 +1169,6 @@ class RobotWindows:
             "next_mask": torch.from_numpy((following < end) & mask),
             "clips": None,
         }
-        if self.later:
-            then = steps + self.later * table.frame_stride[episode][:, None]
-            last = np.where(self.held[episode], self.done[episode], end[:, 0])[:, None] - 1
-            out["later_components"] = self.components[torch.from_numpy(np.minimum(then, last))]
-            out["later_mask"] = torch.from_numpy(((then <= last) | self.held[episode][:, None]) & mask)
         for name, bank in (("static", self.static), ("gripper", self.gripper)):
             if bank is not None and images:
                 out[f"{name}_features" if self.features else name] = torch.from_numpy(bank.take(rows))

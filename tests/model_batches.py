@@ -63,8 +63,6 @@ def robot_batch(batch=2, frames=2, clips=0, chunk=4, size=32, words=5, seed=0):
         "action_mask": torch.ones(batch, frames, chunk, dtype=torch.bool),
         "next_components": uniform(batch, frames, 7),
         "next_mask": torch.ones(batch, frames, dtype=torch.bool),
-        "later_components": torch.linspace(-1, 1, batch * frames * 7).view(batch, frames, 7),
-        "later_mask": torch.ones(batch, frames, dtype=torch.bool),
         "landmark_pixels": 0.9 * uniform(batch, frames, 7, 2),
         "landmark_mask": torch.ones(batch, frames, 7, dtype=torch.bool),
         "landmark_offsets": torch.linspace(-1, 1, batch * frames * 21).view(batch, frames, 7, 3),

@@ -203,6 +203,7 @@ def test_a_share_of_the_rate_makes_groups_of_their_own_for_the_names_that_it_is_
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     assert [group.get("rate_share") for group in groups] == [None, None, 0.25, 0.25]
     assert len(parameter_groups(model, 0.1, ("layers.0.", 1.0))) == 2, "as without, so that old runs resume"
+    assert [group.get("rate_share") for group in parameter_groups(model, 0.1, ("", 0.25))] == [0.25, 0.25]
 
 
 def test_average_is_saved_and_training_goes_on_from_the_live_weights(tmp_path):

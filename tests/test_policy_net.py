@@ -143,9 +143,9 @@ def test_a_plan_does_not_depend_on_the_rest_of_the_batch(head):
     assert torch.allclose(model.act(batch)[1:2], model.act(alone), atol=1e-5)
 
 
-@pytest.mark.parametrize("loss", [{}, {"geometry": 1.0}, {"destination": 1.0}, {"geometry": 1.0, "destination": 1.0}])
-def test_kept_frame_tokens_give_the_plan_that_images_give(loss):
-    model, batch = build(loss=loss), robot_batch(frames=3)
+@pytest.mark.parametrize("geometry", [0.0, 1.0])
+def test_kept_frame_tokens_give_the_plan_that_images_give(geometry):
+    model, batch = build(loss={"geometry": geometry}), robot_batch(frames=3)
     observed = {name: batch[name] for name in ("text", "text_mask", "frame_mask", "state", "components")}
     tokens = []
     for t in range(3):
@@ -167,7 +167,6 @@ def test_planning_computes_no_other_queries():
 
 def test_loss_is_the_weighted_sum_of_its_terms():
     weights = dict(arm=3.0, gripper=5.0, state=7.0, analogy=11.0, replay=13.0, localisation=17.0, geometry=19.0)
-    weights["destination"] = 23.0
     model, batch = build(loss=weights), robot_batch(clips=2)
     out = run(model, batch)
     total = sum(weight * out[f"loss_{name}"] for name, weight in weights.items())
@@ -278,35 +277,6 @@ def test_landmark_offsets_are_learnt_from_the_points_alone():
         loss.backward()
         optimiser.step()
     assert loss < 0.01 * target.square().mean()
-
-
-def test_the_policy_reads_the_place_that_hands_taught_its_images_to_mark():
-    model, batch = build(loss={"destination": 1.0}), robot_batch(frames=2)
-    kept = model.encode_frames(batch)
-    plan = model.act(batch | kept)
-    for point, matters in ((-1, True), (0, False)):
-        moved = kept["static_points"].clone()
-        moved[:, :, point] += 0.2
-        assert torch.allclose(model.act(batch | kept | {"static_points": moved}), plan, atol=1e-4) != matters
-
-
-def test_where_the_gripper_will_be_is_learnt_from_that_place_and_where_it_is_now():
-    model, batch = build(loss={"destination": 1.0}), robot_batch(frames=2)
-    with torch.no_grad():
-        for layer in (model.destination.straight, model.destination.bend[-1]):
-            layer.weight.zero_()
-            layer.bias.zero_()
-    off = (batch["components"] - batch["later_components"]).square()
-    assert run(model, batch)["loss_destination"].item() == pytest.approx(off.mean().item(), rel=1e-5)
-    hidden = clone(batch)
-    hidden["later_mask"][0] = False
-    hidden["later_components"][0] = float("nan")
-    assert run(model, hidden)["loss_destination"].item() == pytest.approx(off[1].mean().item(), rel=1e-5)
-    only = dict(arm=0.0, gripper=0.0, state=0.0, destination=1.0)
-    model = build(loss=only)
-    run(model, batch)["loss"].backward()
-    marked = model.vlm.static_encoder.heat_fine.weight.grad.abs().flatten(1).sum(1)
-    assert marked[-1] > 0 and (marked[:-1] == 0).all(), "of the heatmaps only the destination's is asked"
 
 
 def test_a_random_shift_moves_points_but_not_where_they_stand_for():

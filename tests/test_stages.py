@@ -301,15 +301,6 @@ def test_pretrained_weights_are_trained_at_their_share_of_the_rate(root, tmp_pat
         finetuning(root, "unused", pretrained_rate=0.1)
 
 
-def test_a_policy_is_told_where_the_gripper_will_be_if_it_is_to_learn_that(root):
-    batches = {}
-    for weight in (0.0, 1.0):
-        config = finetuning(root, "unused", model={"foresee": 2, "loss": {"destination": weight}})
-        batches[weight] = RobotData(config, PolicyNet(config.model)).batch_of(0)
-    assert "later_components" not in batches[0.0]
-    assert batches[1.0]["later_components"].shape == (8, 2, 7) and batches[1.0]["later_mask"].any()
-
-
 def test_replay_foresees_as_far_as_stage_one_did(root):
     config = finetuning(root, "unused", index=str(root / "index"), model={"foresee": 3})
     data = RobotData(config, PolicyNet(config.model))

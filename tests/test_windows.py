@@ -170,22 +170,6 @@ def test_human_window_carries_the_poses_it_is_asked_to_foresee(tmp_path):
     assert torch.equal(batch["future_keypoints"][:, 0], batch["next_keypoints"])
 
 
-def test_robot_window_says_where_the_gripper_is_some_frames_later(tmp_path):
-    episodes = [robot_episode("a", steps=11), robot_episode("b", steps=11)]
-    episodes[0].meta["success_step"] = 5
-    store = write(tmp_path / "s", episodes)
-    x = lambda batch: ((batch["later_components"][:, -1, 0] * 0.3 + 0.04) / 0.001).round().int().tolist()  # noqa: E731
-    windows = robot_windows(store)
-    windows.later = 2
-    batch = windows.batch(np.array([0, 1, 2]))  # steps 0, 3 and 6; two strides later 6, 9 and nothing
-    assert x(batch)[:2] == [6, 9] and batch["later_mask"][:, -1].tolist() == [True, True, False]
-    held = robot_windows(store, past_success="hold")
-    held.later = 2
-    batch = held.batch(np.array([0, 1, 4, 6]))  # a's last step before success is 4, and there it stays
-    assert x(batch)[:3] == [4, 4, 6] and batch["later_mask"][:, -1].tolist() == [True, True, True, False]
-    assert not batch["later_mask"][0, 0], "padding"
-
-
 def test_next_images_are_given_where_stored(two_robots):
     windows = robot_windows(two_robots)
     windows.next_images = True

@@ -211,34 +211,6 @@ class Geometry(nn.Module):
         return offsets.unflatten(-1, (-1, 3)), token
 
 
-class Destination(nn.Module):
-    """Where the gripper will be, by the point that the image marks for where a hand would go (`loss.destination`).
-
-    The point is stage 1's, learnt from hands; robots add how it lies in their own coordinates. All in float32.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        count, width = 2 + len(COMPONENTS), config.width
-        self.straight = nn.Linear(count, len(COMPONENTS))
-        self.bend = mlp(count, width, len(COMPONENTS))
-        nn.init.zeros_(self.bend[-1].weight)
-        nn.init.zeros_(self.bend[-1].bias)
-        self.token = mlp(len(COMPONENTS) + STATE_SIZE, 2 * width, width)
-
-    def forward(self, point: Tensor, components: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the way there (B, T, S), in units of `components`, and a token (B, T, d) that carries it.
-
-        Args:
-            point: (B, T, 2); components: (B, T, S); state: (B, T, Ds).
-        """
-        with torch.autocast(point.device.type, enabled=False):
-            x = torch.cat([point.float(), components.float()], dim=-1)
-            way = self.straight(x) + self.bend(x)
-            token = self.token(torch.cat([way, state.float()], dim=-1))
-        return way, token
-
-
 class SecondSight(nn.Module):
     """Tokens of `vision.second`, a frozen ViT beside the image encoder: its CLS token, then M latents of all it sees.
 
@@ -306,8 +278,6 @@ class PolicyNet(nn.Module):
         self.head = FlowHead(config) if config.head == "flow" else RegressionHead(config)
         if config.loss.geometry > 0:
             self.geometry = Geometry(config)
-        if config.loss.destination > 0:
-            self.destination = Destination(config)
         self.analogy = AnalogyMap(config) if config.analogy.enabled else None
         if config.analogy.at_rollout == "on":
             self.analogy_token = mlp(parts * config.joint_width, width, width)
@@ -336,7 +306,7 @@ class PolicyNet(nn.Module):
 
         Returns:
             static_tokens, gripper_tokens: (B, T, M + 1, d), what `act` takes in place of images; with `loss.geometry`
-            or `loss.destination` static_points too, see `_encode`.
+            static_points too, see `_encode`.
         """
         z_l = self.vlm.language(batch["text"], batch["text_mask"])
         kept = ("tokens", "points")
@@ -347,10 +317,9 @@ class PolicyNet(nn.Module):
 
         Returns:
             static_tokens, gripper_tokens: (B, T, M + 1, d); heatmaps (B, T, h, w, points) or None, offset (B, 2): the
-            static camera's. With `loss.geometry` or `loss.destination` static_points (B, T, points, 2): the heatmaps'
-            centres in [-1, 1], the random shift taken out. With `images` static_later, gripper_later: (S, F, size,
-            size, 3) uint8, the frames to foresee, augmented as those that were encoded; `windows_of` them are the
-            windows'.
+            static camera's. With `loss.geometry` static_points (B, T, points, 2): the heatmaps' centres in [-1, 1], the
+            random shift taken out. With `images` static_later, gripper_later: (S, F, size, size, 3) uint8, the frames
+            to foresee, augmented as those that were encoded; `windows_of` them are the windows'.
         """
         segments, count, each = batch.get("segments"), None, 1
         source: dict = dict(batch) if segments is None else dict(segments)
@@ -386,7 +355,7 @@ class PolicyNet(nn.Module):
                 heatmaps = seen.heatmaps
                 result["heatmaps"] = None if heatmaps is None else windows_of(heatmaps, frames)
                 result["offset"] = seen.offset.repeat_interleave(each, 0)
-                if self.config.loss.geometry > 0 or self.config.loss.destination > 0:
+                if self.config.loss.geometry > 0:
                     points = centres(seen.heatmaps) - seen.offset[:, None, None]
                     result["static_points"] = windows_of(points, frames)
         return result
@@ -440,8 +409,7 @@ class PolicyNet(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Transformer outputs per kind of query, (B, frames, tokens, d), and f_s (B, T, S, d_k).
 
-        `seen` is what `encode_frames` gives. With `loss.geometry`, "geometry" (B, T, N, 3) is among the outputs; with
-        `loss.destination` "way" (B, T, S), from `components` to those of `foresee` frames later.
+        `seen` is what `encode_frames` gives. With `loss.geometry`, "geometry" (B, T, N, 3) is among the outputs.
         """
         frame_mask = batch["frame_mask"]
         shape = tuple(frame_mask.shape)
@@ -452,17 +420,11 @@ class PolicyNet(nn.Module):
             z_s = self.state_token(batch["components"], batch["state"])
         else:
             z_s = self.state_token(torch.cat([f_s.flatten(2), batch["state"].to(f_s.dtype)], dim=-1))
-        read, whereabouts = {}, []
-        if self.config.loss.geometry > 0 or self.config.loss.destination > 0:
-            points = seen.get("static_points")
-            expect("static_points", points, *shape, self.config.vision.points, 2)
-            if self.config.loss.geometry > 0:
-                read["geometry"], token = self.geometry(points, batch["components"], batch["state"])
-                whereabouts.append(token)
-            if self.config.loss.destination > 0:
-                read["way"], token = self.destination(points[..., -1, :], batch["components"], batch["state"])
-                whereabouts.append(token)
-            z_s = z_s + sum(whereabouts)
+        geometry = None
+        if self.config.loss.geometry > 0:
+            expect("static_points", seen.get("static_points"), *shape, self.config.vision.points, 2)
+            geometry, whereabouts = self.geometry(seen["static_points"], batch["components"], batch["state"])
+            z_s = z_s + whereabouts
         frames = [z_s[:, :, None], seen["static_tokens"], seen["gripper_tokens"]]
         token_mask = frame_mask
         if self.config.analogy.at_rollout == "on":
@@ -487,10 +449,10 @@ class PolicyNet(nn.Module):
         out = self.vlm.sequence(z_l, frames, tokens, owners, token_mask, positions, untimed)
         counts = {"action": len(self.action_queries), "state": 1, "image": 2 * (self.config.latents + 1)}
         outputs = {name: out[:, a:b].unflatten(1, (-1, counts[name])) for name, (a, b) in slices.items()}
-        if whereabouts:
+        if geometry is not None:
+            outputs["geometry"] = geometry
             # Once more, past the attention, which averages tokens and so blurs centimetres.
-            outputs["action"] = outputs["action"] + sum(whereabouts)[:, -outputs["action"].shape[1] :, None]
-        outputs |= read
+            outputs["action"] = outputs["action"] + whereabouts[:, -outputs["action"].shape[1] :, None]
         return outputs, f_s
 
     def _analogy_token(self, batch: RobotBatch, f_s: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor]:
@@ -509,7 +471,7 @@ class PolicyNet(nn.Module):
         Returns:
             loss: the weighted sum. Before weighting: loss_arm, loss_gripper, and where computed loss_state,
             loss_analogy (summed over clips, averaged over windows), loss_replay, loss_localisation, loss_geometry,
-            loss_destination, loss_image.
+            loss_image.
             actions: (B, T or 1, C, 7), predicted (arm unclamped, gripper +-1); absent with the flow head in training,
             where the integration would be for show.
             next_components: (B, T, S), predicted, with loss_state.
@@ -526,12 +488,6 @@ class PolicyNet(nn.Module):
         if "geometry" in outputs and batch.get("landmark_offsets") is not None:
             result["loss_geometry"] = self._geometry_loss(batch, outputs["geometry"])
             loss = loss + weights.geometry * result["loss_geometry"]
-        if "way" in outputs and batch.get("later_components") is not None:
-            expect("later_components", batch["later_components"], *frame_mask.shape, len(COMPONENTS))
-            expect("later_mask", batch.get("later_mask"), *frame_mask.shape)
-            error = (batch["components"] + outputs["way"] - batch["later_components"]).square().mean(-1)
-            result["loss_destination"] = _mean(error, batch["later_mask"] & frame_mask)
-            loss = loss + weights.destination * result["loss_destination"]
         if "state" in outputs:
             expect("next_components", batch["next_components"], *frame_mask.shape, len(COMPONENTS))
             expect("next_mask", batch.get("next_mask"), *frame_mask.shape)

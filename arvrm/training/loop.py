@@ -145,6 +145,8 @@ def parameter_groups(
             for name, parameter in model.named_parameters()
             if parameter.requires_grad and (share == 1.0 or name.startswith(prefix) == slow)
         ]
+        if not trained:
+            continue
         rate = {"rate_share": share} if slow else {}
         groups += [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay, **rate},

@@ -621,8 +621,7 @@ class RobotData:
         if foresee and features:
             pixels = tuple(_images(table, name, data, config.model, progress) for name in ("rgb_static", "rgb_gripper"))
         self.windows = RobotWindows(
-            table, window, text_table(table, encoder), static, gripper, features, foresee, pixels,
-            config.model.foresee if config.model.loss.destination > 0 else 0,
+            table, window, text_table(table, encoder), static, gripper, features, foresee, pixels
         )
         self.train = self.windows.anchors(self.train_episodes)
         self.held_out = _spread(self.windows.anchors(held_out), data.validation_windows)
