@@ -187,9 +187,6 @@ class ModelConfig:
         foresee: frames after each frame that stage 1 foresees at once, as stage 2 does a chunk of actions; 1: the next
             one only, as in the paper.
         chunk: C.
-        geometry: how `loss.geometry`'s estimate is made. "all": offsets from the gripper, from all points and the pose;
-            "own": each landmark's place in the world from its own point, less the gripper's, which is known. Few
-            demonstrations, or few updates, need "own"; it takes the static camera to be the same in all episodes.
         action_queries: "each": one query an action; "one": one query for the chunk (fewer tokens).
         query_frames: frames that predict actions in training: "all" or only the "last".
         head: "regression", or "flow": flow matching for the arm (the gripper stays a logit).
@@ -231,7 +228,6 @@ class ModelConfig:
     residual_from: Literal["pose", "velocity"] = "pose"
     foresee: int = 1
     chunk: int = 10
-    geometry: Literal["all", "own"] = "all"
     action_queries: Literal["each", "one"] = "each"
     query_frames: Literal["all", "last"] = "all"
     head: Literal["regression", "flow"] = "regression"

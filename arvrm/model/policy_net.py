@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arvrm.interface import COMPONENTS, LANDMARK_UNIT_M, RobotBatch, UserError
+from arvrm.interface import COMPONENTS, RobotBatch, UserError
 from arvrm.model.analogy import AnalogyMap
 from arvrm.model.config import ModelConfig
 from arvrm.model.encoders import (
@@ -27,8 +27,6 @@ from arvrm.model.transformer import FullBlock, PerceiverResampler, activation, e
 
 ARM = 6
 """Arm numbers of an action; the gripper is the last."""
-_GAIN = 20.0
-"""A camera's slope is several LANDMARK_UNIT_M from edge to edge; Adam moves a weight by a thousandth an update."""
 OPENED = 10
 """Where `encode_state` has the last gripper command: 1 open, beside it 1 closed."""
 
@@ -193,21 +191,12 @@ class Geometry(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        marks, width = config.vision.landmarks, config.width
-        self.own = config.geometry == "own"
-        if self.own:
-            self.straight = nn.Parameter(torch.zeros(marks, 3, 3))
-            self.bend = mlp(2 + marks, width, 3)
-            known = Statistics()
-            self.register_buffer("scale", torch.tensor(known.position_scale) / LANDMARK_UNIT_M, persistent=False)
-            self.register_buffer("kinds", torch.eye(marks), persistent=False)
-        else:
-            count = 2 * config.vision.points + len(COMPONENTS)
-            self.straight = nn.Linear(count, 3 * marks)
-            self.bend = mlp(count, width, 3 * marks)
+        count, width = 2 * config.vision.points + len(COMPONENTS), config.width
+        self.straight = nn.Linear(count, 3 * config.vision.landmarks)
+        self.bend = mlp(count, width, 3 * config.vision.landmarks)
         nn.init.zeros_(self.bend[-1].weight)
         nn.init.zeros_(self.bend[-1].bias)
-        self.token = mlp(3 * marks + STATE_SIZE, 2 * width, width)
+        self.token = mlp(3 * config.vision.landmarks + STATE_SIZE, 2 * width, width)
 
     def forward(self, points: Tensor, components: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return offsets (B, T, N, 3) in LANDMARK_UNIT_M and a token (B, T, d) that carries them.
@@ -216,17 +205,8 @@ class Geometry(nn.Module):
             points: (B, T, points, 2); components: (B, T, S); state: (B, T, Ds).
         """
         with torch.autocast(points.device.type, enabled=False):
-            if self.own:
-                points = points[..., : len(self.kinds), :].float()
-                x = torch.cat([points, torch.ones_like(points[..., :1])], dim=-1)
-                straight = torch.einsum("btni,noi->btno", x, _GAIN * self.straight)
-                kinds = self.kinds.expand(*points.shape[:2], -1, -1)
-                # From the workspace's centre; the gripper's place is known to the last digit.
-                places = straight + self.bend(torch.cat([points, kinds], dim=-1))
-                offsets = (places - components[..., None, :3].float() * self.scale).flatten(2)
-            else:
-                x = torch.cat([points.float().flatten(2), components.float()], dim=-1)
-                offsets = self.straight(x) + self.bend(x)
+            x = torch.cat([points.float().flatten(2), components.float()], dim=-1)
+            offsets = self.straight(x) + self.bend(x)
             token = self.token(torch.cat([offsets, state.float()], dim=-1))
         return offsets.unflatten(-1, (-1, 3)), token
 
