@@ -80,7 +80,8 @@ def arvrm(*arguments: str) -> None:
 
 
 def make_store(photos: list[Path], output: Path, films: int, seed: int, model: Path) -> None:
-    if output.exists():
+    done = output.with_name(output.name + ".done")
+    if done.exists():
         return
     videos = output.with_name(output.name + "_films")
     videos.mkdir(parents=True, exist_ok=True)
@@ -96,7 +97,9 @@ def make_store(photos: list[Path], output: Path, films: int, seed: int, model: P
         writer.writerows([("file", "text"), *rows])
     table = str(videos / "annotations.csv")
     arvrm("convert", "human", "--source", "folder", "--input", str(videos), "--output", str(output),
-          "--annotations", table, "--image-size", "96", "--fit", "letterbox", "--model", str(model))  # fmt: skip
+          "--annotations", table, "--image-size", "96", "--fit", "letterbox", "--model", str(model),
+          *(["--resume"] if output.exists() else []))  # fmt: skip
+    done.touch()
 
 
 def main() -> None:
