@@ -1014,6 +1014,7 @@ class HumanWindows:
 
         Args:
             rows: (..., T) global image rows; mask: (..., T), False for padding; episodes: (...) whose text is given.
+            images: give what only stage 1 reads as well: images, and the poses that it foresees.
         """
         steps = self.table.step_of_image[rows]
         following = steps[..., -1] + self.table.frame_stride[episodes]
@@ -1030,7 +1031,7 @@ class HumanWindows:
             "next_visible": visible[..., -1, :] & torch.from_numpy(exists)[..., None],
             "frame_mask": torch.from_numpy(np.ascontiguousarray(mask)),
         }
-        if self.foresee > 1:
+        if images and self.foresee > 1:
             out["future_keypoints"], out["future_visible"] = self.future(rows[..., -1], self.foresee)
         if images and self.frames is not None:
             out["static_features" if self.features else "static"] = torch.from_numpy(self.frames.take(rows))

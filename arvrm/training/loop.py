@@ -138,21 +138,16 @@ def parameter_groups(
             come last, in groups of their own.
     """
     prefix, share = slower or ("", 1.0)
-    groups = []
-    for slow in (False, True) if share != 1.0 else (False,):
-        trained = [
-            parameter
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad and (share == 1.0 or name.startswith(prefix) == slow)
-        ]
-        if not trained:
-            continue
-        rate = {"rate_share": share} if slow else {}
-        groups += [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay, **rate},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, **rate},
-        ]
-    return groups
+    rest, slow = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (slow if share != 1.0 and name.startswith(prefix) else rest).append(parameter)
+    return [
+        {"params": [p for p in part if (p.ndim >= 2) == matrices], "weight_decay": decay, **rate}
+        for part, rate in ((rest, {}), (slow, {"rate_share": share}))
+        if part
+        for matrices, decay in ((True, weight_decay), (False, 0.0))
+    ]
 
 
 class Average:

@@ -680,9 +680,9 @@ class RobotData:
             chosen, j = self.clips.batch(anchors[which[rows]]), torch.from_numpy(clips[rows])
             batch["replay"] = {name: value[torch.arange(each), j] for name, value in chosen.items()}
             if spare.any():
-                for name in ("visible", "next_visible", "future_visible"):
-                    if name in batch["replay"]:
-                        batch["replay"][name][spare] = False
+                for name, value in batch["replay"].items():
+                    if name.endswith("visible"):
+                        value[spare] = False
         return batch
 
     def batch_of(self, step: int, piece: Piece = WHOLE) -> RobotBatch:
