@@ -304,7 +304,9 @@ def test_pretrained_weights_are_trained_at_their_share_of_the_rate(root, tmp_pat
 def test_replay_foresees_as_far_as_stage_one_did(root):
     config = finetuning(root, "unused", index=str(root / "index"), model={"foresee": 3})
     data = RobotData(config, PolicyNet(config.model))
-    batch = data.batch_of(0)["replay"]
+    whole = data.batch_of(0)
+    assert "future_keypoints" not in whole["clips"], "the map reads none"
+    batch = whole["replay"]
     assert batch["future_keypoints"].shape == (4, 3, 21, 3) and batch["future_visible"].any()
     assert torch.equal(batch["future_keypoints"][:, 0], batch["next_keypoints"])
 
