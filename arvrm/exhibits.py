@@ -18,10 +18,11 @@ from PIL import Image, ImageDraw
 
 from arvrm.episodes import EpisodeStore
 from arvrm.hands.skeleton import BONES
-from arvrm.interface import COMPONENTS, KEYPOINTS, UserError
+from arvrm.interface import KEYPOINTS, UserError
 from arvrm.model.checkpoint import load_checkpoint
 from arvrm.model.encoders import TextEncoder
 from arvrm.retrieval import ClipIndex, Matches, resample
+from arvrm.robots.calvin import COMPONENTS
 
 PICTURE_PX = 192
 FINGER_COLOURS = ("#f5a524", "#2eb67d", "#3fa7f5", "#b57edc", "#e5484d")

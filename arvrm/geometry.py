@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from arvrm.interface import EULER_STEP_RAD, POSITION_STEP_M
-
 
 def euler_to_matrix(euler) -> np.ndarray:
     """Return rotation matrices (..., 3, 3) of Euler angles (..., 3, rad)."""
@@ -76,27 +74,6 @@ def rotation_angle(first, second) -> np.ndarray:
     """Return the angle (rad, [0, pi]) between rotation matrices (..., 3, 3)."""
     trace = np.einsum("...ij,...ij->...", np.asarray(first), np.asarray(second))
     return np.arccos(np.clip((trace - 1) / 2, -1.0, 1.0))
-
-
-def relative_action(pose, target, gripper) -> np.ndarray:
-    """Return CALVIN's relative action (..., 7) that leads from `pose` to `target`, clipped to one step.
-
-    Args:
-        pose, target: (..., 6) TCP positions (m) and Euler angles (rad); Euler differences are wrapped.
-        gripper: 1 (open) or -1 (close), broadcast.
-    """
-    pose, target = np.asarray(pose, dtype=np.float64), np.asarray(target, dtype=np.float64)
-    position = (target[..., :3] - pose[..., :3]) / POSITION_STEP_M
-    euler = angle_difference(target[..., 3:6], pose[..., 3:6]) / EULER_STEP_RAD
-    motion = np.clip(np.concatenate([position, euler], axis=-1), -1.0, 1.0)
-    gripper = np.broadcast_to(np.asarray(gripper, dtype=np.float64), motion.shape[:-1])
-    return np.concatenate([motion, gripper[..., None]], axis=-1)
-
-
-def apply_relative_action(pose, action) -> np.ndarray:
-    """Return the target pose (..., 6; Euler not wrapped) after a relative action (..., 7): what the controller does."""
-    pose, action = np.asarray(pose, dtype=np.float64), np.asarray(action, dtype=np.float64)
-    return pose[..., :6] + action[..., :6] * np.array([POSITION_STEP_M] * 3 + [EULER_STEP_RAD] * 3)
 
 
 def look_at(eye, target, up) -> np.ndarray:

@@ -14,8 +14,9 @@ convention), radians. Images: uint8, HWC, RGB. Pixels: u right, v down, origin a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 SCENES = ("A", "B", "C", "D")
 BLOCKS = ("red", "blue", "pink")
-COMPONENTS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 CONTROL_HZ = 30
 FINGERS = ("thumb", "index", "middle", "ring", "little")
 KEYPOINTS = (
@@ -73,10 +73,6 @@ TASKS = (
 
 LANDMARK_UNIT_M = 0.2
 """Metres of a landmark's offset from the gripper that count as 1."""
-POSITION_STEP_M = 0.02
-"""Metres that a relative action of 1 moves the target TCP (CALVIN)."""
-EULER_STEP_RAD = 0.05
-"""Radians that a relative action of 1 turns the target TCP (CALVIN)."""
 
 
 class UserError(Exception):
@@ -141,9 +137,254 @@ class Policy(Protocol):
     def plan(self, requests: list[PlanRequest]) -> list[np.ndarray]:
         """Return one (C, 7) float32 array of relative actions per request, C >= spec.execute_steps.
 
-        Columns: 3 position, 3 Euler in [-1, 1] (units of POSITION_STEP_M, EULER_STEP_RAD), gripper exactly -1 (close)
-        or 1 (open).
+        Columns and units are those of the robot's `actions`; CALVIN's: 3 position, 3 Euler in [-1, 1], gripper exactly
+        -1 (close) or 1 (open).
         """
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """What one array of an episode must be. `shape` is that of one row; None stands for 21 or 42 keypoints."""
+
+    dtype: str
+    shape: tuple[int | None, ...]
+    required: bool = True
+    finite: bool = True
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One of a robot's cameras.
+
+    Attributes:
+        name: in stores and observations, such as "rgb_static".
+        role: in batches and networks: "static" for the one that overlooks the scene, whose images are compared with
+            clips of hands; any other for the rest, such as "gripper".
+    """
+
+    name: str
+    role: str
+
+
+@dataclass(frozen=True)
+class ActionLayout:
+    """What the A numbers of an action mean.
+
+    Attributes:
+        names, units: (A,) each, in order.
+        binary: how many, the last ones, are exactly -1 or 1.
+        relative: they move what `frame` says; else they are absolute.
+        frame: the frame and the quantity that they are in, for a person.
+    """
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    binary: int
+    relative: bool
+    frame: str
+
+    @property
+    def size(self) -> int:
+        """A."""
+        return len(self.names)
+
+    @property
+    def continuous(self) -> int:
+        """The numbers before the binary ones."""
+        return len(self.names) - self.binary
+
+
+class Robot(Protocol):
+    """What a robot is, in one object: windows, training, policy, evaluation and retrieval ask it, and nothing else.
+
+    S components, Ds numbers of state, A numbers of an action. `arvrm/robots/calvin.py` is one; docs/extending.md shows
+    another.
+
+    Attributes:
+        name: under which stores and checkpoints name it.
+        control_hz: steps a second, in which `WindowConfig.stride` counts.
+        components, component_units: (S,) each: what the analogy map gives, in order.
+        state_size: Ds.
+        observed: name -> shape of a row: the arrays that an observation holds, each also in `arrays`. Of those that
+            `arrays` does not require an episode may have none.
+        actions: their layout; the store's arrays `actions` (labels) and `executed` have it.
+        cameras: at least one; the first has the role "static".
+        arrays: what an episode may and must hold, N rows each.
+        statistics: a frozen dataclass of JSON-able numbers by which states and actions are normalised. Checkpoints keep
+            them, and training and rollout both use the checkpoint's.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def control_hz(self) -> float: ...
+    @property
+    def components(self) -> tuple[str, ...]: ...
+    @property
+    def component_units(self) -> tuple[str, ...]: ...
+    @property
+    def state_size(self) -> int: ...
+    @property
+    def observed(self) -> Mapping[str, tuple[int, ...]]: ...
+    @property
+    def actions(self) -> ActionLayout: ...
+    @property
+    def cameras(self) -> tuple[Camera, ...]: ...
+    @property
+    def arrays(self) -> Mapping[str, ArraySpec]: ...
+    @property
+    def statistics(self) -> Any: ...
+
+    def with_statistics(self, values: Mapping[str, Any], place: str = "statistics") -> Robot:
+        """Return the same robot with other numbers; raises UserError, naming `place`, if they do not fit."""
+        ...
+
+    def encode_components(self, state: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return (..., S) float32, about -1..1, for `observed` arrays with any leading axes."""
+        ...
+
+    def decode_components(self, components: np.ndarray) -> np.ndarray:
+        """Invert `encode_components`: (..., S) float64 in `component_units`."""
+        ...
+
+    def encode_state(self, state: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return (..., Ds) float32: what a policy reads of the robot's own state."""
+        ...
+
+    def encode_actions(self, actions: np.ndarray) -> np.ndarray:
+        """Return actions (..., A) float32 as a network learns them: continuous ones within -1..1, binary ones as is."""
+        ...
+
+    def decode_actions(self, actions: np.ndarray) -> np.ndarray:
+        """Invert `encode_actions`: (..., A) float32 as a store or a simulator has them."""
+        ...
+
+    def check_actions(self, place: str, actions: np.ndarray) -> None:
+        """Raise UserError, naming place, row and column, for (n, A) finite actions that the robot cannot execute."""
+        ...
+
+    def landmark_offsets(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return (N, L, 3) in LANDMARK_UNIT_M: the privileged `landmarks` from the gripper; only where a store has
+        them."""
+        ...
+
+    def example(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return an observation's arrays (one row, plausible numbers), to try a policy with."""
+        ...
+
+    def random_action(self, rng: np.random.Generator) -> np.ndarray:
+        """Return an (A,) float32 action drawn at random, as the policy `random` executes it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """One chain to roll out.
+
+    Attributes:
+        index: its number; tasks, instructions: what is to be done and how it is said.
+        start: what the world starts from: its own matter (the play table: a `Chain` of arvrm.sim.chains; with the
+            single-task protocol a tuple of them, each with the tasks that the expert does beforehand).
+        film: where to film it, if at all.
+    """
+
+    index: int
+    tasks: tuple[str, ...]
+    instructions: tuple[str, ...]
+    start: Any
+    film: str | None = None
+
+
+class World(Protocol):
+    """What a rollout needs of a simulator (or of a robot on a table), the judge of its tasks included.
+
+    It is built inside a worker process by `make_world(config, spec)`, and lives for many chains. `info` is its own
+    matter: whatever `completed` needs of a moment.
+    """
+
+    def start(self, job: Job) -> Any:
+        """Bring everything to the job's initial state; return the info there. No chain knows the one before."""
+        ...
+
+    def step(self, action: np.ndarray) -> Any:
+        """Execute one (A,) action for one control step; return the info after it."""
+        ...
+
+    def observe(self) -> Observation:
+        """Return the observation without images."""
+        ...
+
+    def cameras(self, film: bool = False) -> dict[str, np.ndarray]:
+        """Render camera name -> (H, W, 3) uint8, in the sizes the policy asked for; for films in the world's own."""
+        ...
+
+    def completed(self, start_info: Any, info: Any, task: str) -> bool:
+        """Whether `task` is done, by the infos at its instruction's start and now."""
+        ...
+
+    def expert(self, task: str, rng: np.random.Generator) -> Callable[[], np.ndarray]:
+        """Return act() -> (A,) action of a scripted expert; a world without one raises UserError."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what to note in the results: at least "robot", its name, and "simulator"; JSON-able."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Network(Protocol):
+    """What training, policy, checkpoint, index and exhibits use of a network; it is a `torch.nn.Module` besides.
+
+    `model.networks` names each kind of it. A network of stage 1 alone reads hands and has no `act`.
+
+    Attributes:
+        kind: under which checkpoints name it.
+        config: the frozen dataclass it was built from.
+        robot: whose components, state, actions and cameras it knows; None: a network of hands alone.
+    """
+
+    kind: str
+    config: Any
+    robot: Robot | None
+
+    def forward(self, batch: Any) -> dict[str, torch.Tensor]:
+        """Return "loss", the weighted sum that training descends, its parts, and what was predicted."""
+        ...
+
+    def image_encoder(self, role: str) -> torch.nn.Module:
+        """Return what encodes the images of the camera of this role (several may share one)."""
+        ...
+
+    def language(self, text: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
+        """Return the language token z_l (B, d)."""
+        ...
+
+    def hands(self) -> tuple[torch.nn.Module, str]:
+        """Return the part that stage 1 trains (maybe all of it), and how its names begin among the network's own."""
+        ...
+
+    def self_contained(self) -> Any:
+        """Return `config` with all that loading needs inside, so that a checkpoint needs no other file."""
+        ...
+
+
+class PolicyNetwork(Network, Protocol):
+    """A network that plans."""
+
+    robot: Robot
+
+    def encode_frames(self, batch: RobotBatch) -> dict[str, torch.Tensor]:
+        """Return what each frame's images become, role + "_tokens" (B, T, ..., d) and maybe more, for `act`'s use."""
+        ...
+
+    def act(self, batch: RobotBatch) -> torch.Tensor:
+        """Return (B, C, A) float32, normalised as `Robot.encode_actions` has them, from observations and no targets."""
+        ...
+
+    def analogy_map(self, z_l: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Return m (S, K), or (B, S, K) where it depends on language z_l (B, d); None: the network has no map."""
         ...
 
 
@@ -159,7 +400,7 @@ class HumanBatch(TypedDict, total=False):
         static: (B, T, H, W, 3) uint8, RGB, any square size (the model resizes).
         static_features: (B, T, 1 + P, D) float, what the frozen image encoder gives for `static`: CLS, then P patches.
         keypoints: (B, T, K, 3) float32: u and v in [-1, 1] over the image (-1 the left and upper edge), depth relative
-            to the wrist in units of 0.1 m (+ away). `model.encoders.normalise_keypoints` makes them.
+            to the wrist in units of 0.1 m (+ away). `hands.coordinates.normalise_keypoints` makes them.
         visible: (B, T, K) bool. Where False, `keypoints` is not read (any value but NaN). A missing hand: all False.
         next_keypoints: (B, K, 3) float32, optional: `keypoints` at the frame that would follow the window's last, which
             lets even the last frame (and a window of one) predict; next_visible: (B, K) bool.
@@ -189,8 +430,8 @@ class RobotBatch(TypedDict, total=False):
     Keys:
         text, text_mask, static, static_features, frame_mask: as in `HumanBatch`.
         gripper: (B, T, h, w, 3) uint8, RGB; or gripper_features: (B, T, 1 + P, D), frozen features of it.
-        state: (B, T, Ds) float32, from `model.encoders.encode_state`.
-        components: (B, T, S) float32, COMPONENTS normalised, from `model.encoders.encode_components`.
+        state: (B, T, Ds) float32, from `Robot.encode_state`.
+        components: (B, T, S) float32, from `Robot.encode_components`.
         actions: (B, T, C, 7) float32: the chunk that starts at each frame; relative actions, gripper -1 or 1.
         action_mask: (B, T, C) bool, False past the episode's end.
         next_components: (B, T, S) float32, `components` at the next frame of the window's spacing.

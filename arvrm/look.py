@@ -313,7 +313,7 @@ class Foresight:
         """
         import torch
 
-        from arvrm.model.encoders import denormalise_keypoints, normalise_keypoints
+        from arvrm.hands.coordinates import denormalise_keypoints, normalise_keypoints
         from arvrm.windows import choose_hand
 
         height, width = images.shape[1:3]

@@ -13,8 +13,9 @@ import torch
 
 from arvrm.interface import Observation, PlanRequest, PolicySpec, UserError
 from arvrm.model.checkpoint import Checkpoint, checkpoint_hash, load_checkpoint
-from arvrm.model.encoders import TextEncoder, encode_components, encode_state
+from arvrm.model.encoders import TextEncoder
 from arvrm.retrieval import ClipIndex, Matches
+from arvrm.robots.calvin import Calvin
 from arvrm.windows import EpisodeTable, HumanWindows, TextTable, WindowConfig
 
 CAMERAS = ("rgb_static", "rgb_gripper")
@@ -101,7 +102,7 @@ class CheckpointPolicy:
         batch: int = 1,
         cache: bool = True,
     ) -> None:
-        self.net, self.config, self.statistics = checkpoint.model, checkpoint.config, checkpoint.statistics
+        self.net, self.config, self.robot = checkpoint.model, checkpoint.config, Calvin(checkpoint.statistics)
         self.metadata, self.hash, self.device = checkpoint.metadata, checkpoint.hash, device
         window = self.metadata.get("window", {})
         self.history, self.stride = int(window.get("history", 1)), int(window.get("stride", 1))
@@ -241,11 +242,12 @@ class CheckpointPolicy:
         offsets = np.array(self.spec.history_offsets)
         robot_obs = np.stack([[frame.robot_obs for frame in request.history] for request in requests])
         target = np.stack([[frame.target_pose for frame in request.history] for request in requests])
+        state = {"robot_obs": robot_obs, "target_pose": target}
         batch: dict[str, Any] = {
             "text": torch.stack([text for text, _ in rows]),
             "text_mask": torch.stack([mask for _, mask in rows]),
-            "state": torch.from_numpy(encode_state(robot_obs, target, self.statistics)),
-            "components": torch.from_numpy(encode_components(robot_obs, self.statistics)),
+            "state": torch.from_numpy(self.robot.encode_state(state)),
+            "components": torch.from_numpy(self.robot.encode_components(state)),
             # Frames before the instruction's start repeat its first one and count for nothing, as in training.
             "frame_mask": torch.from_numpy(np.stack([request.step + offsets >= 0 for request in requests])),
         }

@@ -27,8 +27,9 @@ import numpy as np
 import torch
 
 from arvrm.episodes import EpisodeHeader, EpisodeStore
+from arvrm.hands.coordinates import normalise_keypoints
 from arvrm.interface import CONTROL_HZ, LANDMARK_UNIT_M, HumanBatch, RobotBatch, UserError
-from arvrm.model.encoders import encode_components, encode_state, normalise_keypoints
+from arvrm.robots import CALVIN
 
 HAND_KEYPOINTS = 21
 
@@ -1067,8 +1068,9 @@ class RobotWindows:
         self.static, self.gripper, self.features = static, gripper, features
         robot_obs = table.array("robot_obs")
         target = table.array("target_pose", optional=True)
-        self.state = torch.from_numpy(encode_state(robot_obs, target))
-        self.components = torch.from_numpy(encode_components(robot_obs))
+        state = {"robot_obs": robot_obs} | ({} if target is None else {"target_pose": target})
+        self.state = torch.from_numpy(CALVIN.encode_state(state))
+        self.components = torch.from_numpy(CALVIN.encode_components(state))
         self.actions = torch.from_numpy(table.array("actions"))
         # (E,) global rows from which on actions are not the task's, and whether the last one before them goes on.
         self.done = table.step_start[1:].copy()

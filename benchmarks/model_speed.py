@@ -17,9 +17,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from arvrm.model.config import ModelConfig
-from arvrm.model.encoders import STATE_SIZE
 from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.policy_net import PolicyNet
+from arvrm.robots.calvin import CALVIN
 
 
 def human(config: ModelConfig, batch: int, frames: int) -> dict:
@@ -43,7 +43,7 @@ def robot(config: ModelConfig, batch: int, frames: int, clips: int) -> dict:
     size, landmarks = config.vision.gripper_size, config.vision.landmarks
     result |= {
         "gripper": torch.randint(0, 256, (batch, frames, size, size, 3), dtype=torch.uint8),
-        "state": torch.randn(batch, frames, STATE_SIZE),
+        "state": torch.randn(batch, frames, CALVIN.state_size),
         "components": torch.randn(batch, frames, 7),
         "actions": torch.rand(batch, frames, config.chunk, 7) * 2 - 1,
         "action_mask": torch.ones(batch, frames, config.chunk, dtype=torch.bool),

@@ -19,10 +19,10 @@ import torch
 from arvrm.interface import Observation, PlanRequest
 from arvrm.model.checkpoint import Checkpoint
 from arvrm.model.config import ModelConfig, VisionConfig
-from arvrm.model.encoders import Statistics
 from arvrm.model.policy_net import PolicyNet
 from arvrm.model.transformer import compile_blocks
 from arvrm.policy import CheckpointPolicy
+from arvrm.robots.calvin import Statistics
 
 PAPER_VIT = {"layer_norm_eps": 1e-6}
 SMALL_VIT = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}

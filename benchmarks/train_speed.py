@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from arvrm.model.config import ModelConfig
-from arvrm.model.encoders import STATE_SIZE
 from arvrm.model.policy_net import PolicyNet
 from arvrm.model.transformer import attention_kernel, compile_blocks
+from arvrm.robots.calvin import CALVIN
 from arvrm.training.loop import parameter_groups, to_device
 
 PARTS = {
@@ -51,7 +51,7 @@ def windows(settings: ModelConfig, count: int) -> dict[str, Any]:
     return {
         "text": uniform(count, 1, settings.text.width),
         "text_mask": torch.ones(count, 1, dtype=torch.bool),
-        "state": uniform(*shape, STATE_SIZE),
+        "state": uniform(*shape, CALVIN.state_size),
         "components": uniform(*shape, 7),
         "frame_mask": torch.ones(shape, dtype=torch.bool),
         "actions": uniform(*shape, settings.chunk, 7),

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from arvrm.model.config import ModelConfig, VisionConfig
-from arvrm.model.encoders import STATE_SIZE
+from arvrm.robots.calvin import CALVIN
 
 SMALL = ModelConfig(
     vision=VisionConfig(static_size=32, gripper_size=32, width=24, channels=(8, 16), depth=1, points=8),
@@ -57,7 +57,7 @@ def robot_batch(batch=2, frames=2, clips=0, chunk=4, size=32, words=5, seed=0):
         "static": image(batch, frames),
         "gripper": image(batch, frames),
         "frame_mask": torch.ones(batch, frames, dtype=torch.bool),
-        "state": uniform(batch, frames, STATE_SIZE),
+        "state": uniform(batch, frames, CALVIN.state_size),
         "components": uniform(batch, frames, 7),
         "actions": torch.cat([uniform(batch, frames, chunk, 6), uniform(batch, frames, chunk, 1).sign()], dim=-1),
         "action_mask": torch.ones(batch, frames, chunk, dtype=torch.bool),

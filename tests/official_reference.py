@@ -315,7 +315,7 @@ def inputs(model, batch=2, seed=0, text=24, sizes=(200, 84), view=32, padded=0):
     """The same robot window for the original and for ours; the last row has `padded` frames of padding."""
     import numpy as np
 
-    from arvrm.model.encoders import encode_components, encode_state
+    from arvrm.robots.calvin import CALVIN
 
     rng = np.random.default_rng(seed)
     frames = model.frames
@@ -332,8 +332,8 @@ def inputs(model, batch=2, seed=0, text=24, sizes=(200, 84), view=32, padded=0):
         "static": torch.from_numpy(images[0]),
         "gripper": torch.from_numpy(images[1]),
         "frame_mask": mask,
-        "state": torch.from_numpy(encode_state(robot_obs)),
-        "components": torch.from_numpy(encode_components(robot_obs)),
+        "state": torch.from_numpy(CALVIN.encode_state({"robot_obs": robot_obs})),
+        "components": torch.from_numpy(CALVIN.encode_components({"robot_obs": robot_obs})),
     }
 
     def seen(array):  # scaled to 0..1, resized (bicubic, antialias, no clamping), then normalised

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from arvrm.interface import UserError
 from arvrm.model.checkpoint import checkpoint_hash, load_checkpoint, save_checkpoint, start_from_stage1
-from arvrm.model.encoders import Statistics
 from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.policy_net import PolicyNet
+from arvrm.robots.calvin import Statistics
 
 
 def stage1(**changes):

@@ -1,75 +1,30 @@
 """State, keypoint, text and image encoders."""
 
 import json
-import math
 
 import numpy as np
 import pytest
 import torch
 from model_batches import small
 
-from arvrm.interface import EULER_STEP_RAD, POSITION_STEP_M, UserError
+from arvrm.hands.coordinates import denormalise_keypoints, normalise_keypoints
+from arvrm.interface import UserError
 from arvrm.model.config import TextConfig, VisionConfig
 from arvrm.model.encoders import (
-    STATE_SIZE,
     ConvEncoder,
     JointEncoder,
     TextEncoder,
     TextPool,
     VitEncoder,
-    decode_components,
-    denormalise_keypoints,
-    encode_components,
-    encode_state,
     fit_images,
     jitter_colours,
-    normalise_keypoints,
     splat_cross_entropy,
 )
-
-DOWN = np.array([0.03, -0.23, 0.57, math.pi, 0.0, math.pi / 2, 0.08, *[0.0] * 7, 1.0])
 
 
 @pytest.fixture(scope="module")
 def text():
     return TextEncoder()
-
-
-def test_components_do_not_jump_where_the_roll_wraps():
-    before, after = DOWN.copy(), DOWN.copy()
-    before[3], after[3] = math.pi - 0.01, -math.pi + 0.01
-    assert np.abs(encode_components(before) - encode_components(after)).max() == pytest.approx(0.04, abs=1e-5)
-
-
-def test_components_are_of_order_one_over_the_workspace_and_decode_to_what_was_encoded():
-    rng = np.random.default_rng(0)
-    low = [-0.25, -0.3, 0.36, math.pi - 0.5, -0.5, 0.0, 0.0]
-    high = [0.3, 0.1, 0.65, math.pi + 0.5, 0.5, 3.0, 0.08]
-    obs = np.concatenate([rng.uniform(low, high, (50, 7)), np.zeros((50, 8))], axis=1)
-    encoded = encode_components(obs)
-    assert encoded.shape == (50, 7) and np.abs(encoded).max() < 1.5
-    difference = decode_components(encoded) - obs[:, :7]
-    difference[:, 3:6] = (difference[:, 3:6] + math.pi) % (2 * math.pi) - math.pi
-    assert np.abs(difference).max() < 1e-6
-
-
-def test_state_holds_the_lag_of_the_target_in_action_steps():
-    target = DOWN[:6].copy()
-    target[0] += 2 * POSITION_STEP_M
-    target[3] = -math.pi + EULER_STEP_RAD
-    state = encode_state(DOWN, target)
-    assert state.shape == (STATE_SIZE,) and state.dtype == np.float32
-    assert state[12:] == pytest.approx([2, 0, 0, 1, 0, 0], abs=1e-4)
-    assert encode_state(DOWN)[12:].tolist() == [0] * 6
-    closed = DOWN.copy()
-    closed[14] = -1.0
-    assert encode_state(DOWN)[10:12].tolist() == [1, 0] and encode_state(closed)[10:12].tolist() == [0, 1]
-
-
-def test_states_of_many_steps_are_encoded_as_one_by_one():
-    obs = np.stack([DOWN, DOWN + 0.01])
-    many = encode_state(obs, obs[:, :6] + 0.01)
-    assert np.array_equal(many[1], encode_state(obs[1], obs[1, :6] + 0.01))
 
 
 def test_keypoints_span_the_image_and_come_back():

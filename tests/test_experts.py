@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from arvrm.geometry import apply_relative_action
 from arvrm.interface import TASKS, UserError
+from arvrm.robots.calvin import apply_relative_action
 from arvrm.sim.chains import chain_start, generate_chains
 from arvrm.sim.env import PlayTableEnv
 from arvrm.sim.experts import Expert, grip_matrix, rollout_expert, sample_start, settle

@@ -5,6 +5,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from arvrm import geometry
+from arvrm.robots import calvin
 
 RNG = np.random.default_rng(0)
 EULER = RNG.uniform([-np.pi, -1.5, -np.pi], [np.pi, 1.5, np.pi], (200, 3))
@@ -49,11 +50,11 @@ def test_relative_action_leads_back_to_the_target_and_clips():
     pose = np.array([0.1, -0.2, 0.5, 3.12, 0.0, 1.5])
     target = pose + [0.01, -0.02, 0.004, 0.03, -0.02, 0.05]
     target[3] -= 2 * np.pi
-    action = geometry.relative_action(pose, target, 1)
-    moved = geometry.apply_relative_action(pose, action)
+    action = calvin.relative_action(pose, target, 1)
+    moved = calvin.apply_relative_action(pose, action)
     np.testing.assert_allclose(geometry.angle_difference(moved[3:], target[3:]), 0, atol=1e-12)
     np.testing.assert_allclose(moved[:3], target[:3], atol=1e-12)
-    far = geometry.relative_action(pose, pose + 1.0, -1)
+    far = calvin.relative_action(pose, pose + 1.0, -1)
     np.testing.assert_array_equal(far, [1, 1, 1, 1, 1, 1, -1])
 
 

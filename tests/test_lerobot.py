@@ -259,9 +259,7 @@ def test_absolute_default_actions_are_made_relative(store, copy, tmp_path):
     again, report = back(copy, tmp_path)
     assert report.left_out == {}
     arrays = again.arrays(again.ids[0])
-    np.testing.assert_array_equal(
-        arrays["actions"], relative_actions(arrays["robot_obs"], arrays["absolute_actions"])
-    )
+    np.testing.assert_array_equal(arrays["actions"], relative_actions(arrays["robot_obs"], arrays["absolute_actions"]))
     np.testing.assert_array_equal(arrays["actions"][:, 6], gripper[:7])
 
 

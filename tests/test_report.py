@@ -8,9 +8,10 @@ from PIL import Image
 
 from arvrm.exhibits import choose_episodes, draw_hand
 from arvrm.films import FilmWriter, compose_frame
-from arvrm.interface import COMPONENTS, KEYPOINTS, UserError
+from arvrm.interface import KEYPOINTS, UserError
 from arvrm.report import chain_figure, curve_figure, hand_positions, map_figure, task_figure, write_report
 from arvrm.results import ChainRecord, save_results, summarize
+from arvrm.robots.calvin import COMPONENTS
 
 CHAIN = ("open_drawer", "turn_on_led", "close_drawer", "turn_off_led", "lift_red_block_table")
 

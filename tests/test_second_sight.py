@@ -14,9 +14,10 @@ from test_segments import VIT
 from arvrm.interface import Observation, PlanRequest, UserError
 from arvrm.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from arvrm.model.config import SecondVisionConfig, VisionConfig
-from arvrm.model.encoders import Statistics, VitEncoder
+from arvrm.model.encoders import VitEncoder
 from arvrm.model.policy_net import PolicyNet
 from arvrm.policy import CheckpointPolicy
+from arvrm.robots.calvin import Statistics
 
 DINO = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 28}
 DINO |= {"patch_size": 14}

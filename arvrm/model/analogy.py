@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from arvrm.interface import COMPONENTS
 from arvrm.model.config import ModelConfig
+from arvrm.robots.calvin import COMPONENTS
 
 
 class AnalogyMap(nn.Module):

@@ -19,9 +19,10 @@ from torch import nn
 from arvrm import config as configuration
 from arvrm.interface import UserError
 from arvrm.model.config import ModelConfig
-from arvrm.model.encoders import Statistics, VitEncoder
+from arvrm.model.encoders import VitEncoder
 from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.policy_net import PolicyNet
+from arvrm.robots.calvin import Statistics
 
 FORMAT = 1
 KINDS: dict[str, type[KeypointVLM] | type[PolicyNet]] = {"keypoint_vlm": KeypointVLM, "policy": PolicyNet}

@@ -1,12 +1,10 @@
-"""What turns observations into features: state, keypoints, sentences, images."""
+"""What turns observations into features: sentences, images, joints."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,101 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arvrm.interface import EULER_STEP_RAD, POSITION_STEP_M, UserError
+from arvrm.interface import UserError
 from arvrm.model import backbones
 from arvrm.model.config import ModelConfig, TextConfig, VisionConfig
 from arvrm.model.shares import draw_rows
 from arvrm.model.transformer import FullBlock, mlp
-
-STATE_SIZE = 18
-"""Ds: numbers that `encode_state` gives."""
-
-DEPTH_UNIT_M = 0.1
-"""Metres of keypoint depth that count as 1."""
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """How robot states are normalised. Constants of CALVIN's workspace, so that stores and sites agree on them.
-
-    Attributes:
-        position_centre, position_scale: metres; (p - centre) / scale is about -1..1 over the table.
-        euler_reference: radians; the gripper pointing down, fingers across the table. Angles are measured from it and
-            wrapped, so that the jump from pi to -pi lies behind the gripper, where it never goes.
-        euler_scale: radians that count as 1.
-        gripper_open_m: width of the open gripper.
-    """
-
-    position_centre: tuple[float, float, float] = (0.04, -0.1, 0.5)
-    position_scale: tuple[float, float, float] = (0.3, 0.2, 0.15)
-    euler_reference: tuple[float, float, float] = (math.pi, 0.0, math.pi / 2)
-    euler_scale: tuple[float, float, float] = (0.5, 0.5, math.pi / 2)
-    gripper_open_m: float = 0.08
-
-
-def encode_components(robot_obs: np.ndarray, statistics: Statistics = Statistics()) -> np.ndarray:
-    """Return (..., 7) float32, COMPONENTS normalised, for `robot_obs` (..., 15); see `Statistics`."""
-    robot_obs = np.asarray(robot_obs, dtype=np.float64)
-    position = (robot_obs[..., :3] - statistics.position_centre) / statistics.position_scale
-    angles = _wrap(robot_obs[..., 3:6] - np.asarray(statistics.euler_reference)) / statistics.euler_scale
-    gripper = 2.0 * robot_obs[..., 6:7] / statistics.gripper_open_m - 1.0
-    return np.concatenate([position, angles, gripper], axis=-1).astype(np.float32)
-
-
-def decode_components(components: np.ndarray, statistics: Statistics = Statistics()) -> np.ndarray:
-    """Invert `encode_components`: (..., 7) float64: position (m), Euler xyz (rad, in [-pi, pi)), gripper width (m)."""
-    components = np.asarray(components, dtype=np.float64)
-    position = components[..., :3] * statistics.position_scale + statistics.position_centre
-    angles = _wrap(components[..., 3:6] * np.asarray(statistics.euler_scale) + statistics.euler_reference)
-    gripper = (components[..., 6:7] + 1.0) / 2.0 * statistics.gripper_open_m
-    return np.concatenate([position, angles, gripper], axis=-1)
-
-
-def encode_state(
-    robot_obs: np.ndarray, target_pose: np.ndarray | None = None, statistics: Statistics = Statistics()
-) -> np.ndarray:
-    """Return (..., STATE_SIZE) float32, what a policy reads of the robot's own state.
-
-    In order: normalised position (3), sines (3) and cosines (3) of the Euler angles from the reference, gripper width
-    (1), last gripper action as one-hot open, close (2), controller target minus TCP in action steps: position (3),
-    angles (3), both clipped to 10 steps.
-
-    Args:
-        robot_obs: (..., 15), CALVIN's.
-        target_pose: (..., 6), position (m) and Euler xyz (rad) that relative actions accumulate on; None: the TCP.
-    """
-    robot_obs = np.asarray(robot_obs, dtype=np.float64)
-    components = encode_components(robot_obs, statistics)
-    angles = robot_obs[..., 3:6] - np.asarray(statistics.euler_reference)
-    opened = (robot_obs[..., 14:15] > 0).astype(np.float64)
-    offset = np.zeros((*robot_obs.shape[:-1], 6))
-    if target_pose is not None:
-        difference = np.asarray(target_pose, dtype=np.float64) - robot_obs[..., :6]
-        offset[..., :3] = difference[..., :3] / POSITION_STEP_M
-        offset[..., 3:] = _wrap(difference[..., 3:]) / EULER_STEP_RAD
-    parts = [components[..., :3], np.sin(angles), np.cos(angles), components[..., 6:7], opened, 1.0 - opened]
-    return np.concatenate([*parts, np.clip(offset, -10.0, 10.0)], axis=-1).astype(np.float32)
-
-
-def normalise_keypoints(keypoints: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return (..., K, 3) float32 for the network: u, v in [-1, 1] over the image, depth in units of `DEPTH_UNIT_M`.
-
-    Args:
-        keypoints: (..., K, 3), u and v in pixels of a height x width image, depth in m relative to the wrist.
-    """
-    scale = np.array([2.0 / width, 2.0 / height, 1.0 / DEPTH_UNIT_M])
-    return (np.asarray(keypoints, dtype=np.float64) * scale - np.array([1.0, 1.0, 0.0])).astype(np.float32)
-
-
-def denormalise_keypoints(keypoints: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Invert `normalise_keypoints`."""
-    scale = np.array([width / 2.0, height / 2.0, DEPTH_UNIT_M])
-    return (np.asarray(keypoints, dtype=np.float64) + np.array([1.0, 1.0, 0.0])) * scale
-
-
-def _wrap(angles: np.ndarray) -> np.ndarray:
-    return (angles + math.pi) % (2.0 * math.pi) - math.pi
-
 
 _CACHED_SENTENCES = 65_536
 _Lengths = Callable[[list[str]], list[int]]

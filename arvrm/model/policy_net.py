@@ -8,13 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arvrm.interface import COMPONENTS, RobotBatch, UserError
+from arvrm.interface import RobotBatch, UserError
 from arvrm.model.analogy import AnalogyMap
 from arvrm.model.config import ModelConfig
 from arvrm.model.encoders import (
-    STATE_SIZE,
     ComponentEncoder,
-    Statistics,
     centres,
     fit_images,
     image_encoder,
@@ -24,9 +22,9 @@ from arvrm.model.encoders import (
 from arvrm.model.keypoint_vlm import ImageTokens, KeypointVLM
 from arvrm.model.shares import divisor, draw_rows
 from arvrm.model.transformer import FullBlock, PerceiverResampler, activation, expect, expect_frames, mlp
+from arvrm.robots.calvin import ARM, CALVIN, COMPONENTS, Statistics
 
-ARM = 6
-"""Arm numbers of an action; the gripper is the last."""
+STATE_SIZE = CALVIN.state_size
 OPENED = 10
 """Where `encode_state` has the last gripper command: 1 open, beside it 1 closed."""
 

@@ -12,7 +12,8 @@ import gymnasium
 import numpy as np
 
 from arvrm.geometry import euler_to_quaternion
-from arvrm.interface import CONTROL_HZ, EULER_STEP_RAD, POSITION_STEP_M, UserError
+from arvrm.interface import CONTROL_HZ, UserError
+from arvrm.robots.calvin import EULER_STEP_RAD, POSITION_STEP_M
 from arvrm.sim.render import (
     CameraRig,
     CameraShift,

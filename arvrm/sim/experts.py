@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from arvrm.geometry import angle_difference, euler_to_matrix, matrix_to_euler, quaternion_to_matrix
-from arvrm.interface import BLOCKS, EULER_STEP_RAD, POSITION_STEP_M, TASKS, UserError
+from arvrm.interface import BLOCKS, TASKS, UserError
+from arvrm.robots.calvin import EULER_STEP_RAD, POSITION_STEP_M
 
 OPEN, CLOSE = 1.0, -1.0
 FORWARD = np.pi / 2

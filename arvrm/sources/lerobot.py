@@ -22,7 +22,8 @@ from typing import Any, Literal
 import numpy as np
 
 from arvrm.episodes import ARRAYS, Episode, EpisodeHeader, EpisodeStore, EpisodeWriter
-from arvrm.interface import EULER_STEP_RAD, POSITION_STEP_M, UserError
+from arvrm.interface import UserError
+from arvrm.robots.calvin import EULER_STEP_RAD, POSITION_STEP_M
 from arvrm.sources.pipeline import LeftOut, encode_in_order, store_in_order, write_json
 
 VERSION = "v3.0"
@@ -173,8 +174,7 @@ def export_lerobot(config: ExportLeRobotConfig) -> Path:
     texts = list(dict.fromkeys(header.instruction for header in headers))
     schema = _data_schema(pa, arrays)
     videos = {
-        camera: _VideoFiles(partial, feature, sizes[camera], fps, config)
-        for camera, feature in CAMERA_FEATURES.items()
+        camera: _VideoFiles(partial, feature, sizes[camera], fps, config) for camera, feature in CAMERA_FEATURES.items()
     }
     data = _DataFiles(pq, partial, schema, config.data_mb << 20)
     rows, statistics, first = [], [], 0
@@ -650,9 +650,7 @@ class _Source:
                 raise LeftOut(f"{path} lacks column {name!r}")
         return columns
 
-    def _images(
-        self, row: dict[str, Any], camera: str, columns: dict[str, Any], image_steps: np.ndarray
-    ) -> np.ndarray:
+    def _images(self, row: dict[str, Any], camera: str, columns: dict[str, Any], image_steps: np.ndarray) -> np.ndarray:
         feature = self.names[camera]
         if self.features[feature]["dtype"] == "image":
             return _inline_images(feature, columns, image_steps)

@@ -1,0 +1,77 @@
+"""Files that are whole or not there: JSON and bytes written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from arvrm.interface import UserError
+
+
+def read_json(file: str | Path, remedy: str = "give an existing JSON file") -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        remedy: what the user may do, for messages.
+
+    Raises:
+        UserError: no such file, or it holds something else.
+    """
+    file = Path(file)
+    try:
+        values = json.loads(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; {remedy}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: not JSON ({error.msg}); {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not JSON ({error}); {remedy}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected a JSON object at the top, got {type(values).__name__}; {remedy}")
+    return values
+
+
+def write_json(file: str | Path, values: Any, indent: int | None = 1, sort_keys: bool = False) -> None:
+    """Write JSON with a line break at its end; NaN is refused, since no reader of JSON must know it."""
+    text = json.dumps(values, indent=indent, sort_keys=sort_keys, allow_nan=False)
+    with replacing(file) as partial:
+        partial.write_text(text + "\n")
+
+
+@contextlib.contextmanager
+def replacing(file: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `file` to write to; it takes the file's place if the block ends without error.
+
+    Raises:
+        UserError: it cannot be written (a full disk, a folder that is read-only or missing).
+    """
+    file = Path(file)
+    partial = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
+        os.close(handle)
+        partial = Path(name)
+        partial.chmod(0o666 & ~_umask())
+        yield partial
+        with open(partial, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot be written ({error.strerror or error}); free or choose another place"
+        ) from error
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
