@@ -76,7 +76,7 @@ def array_bytes(*holders: Any) -> int:
         value = todo.pop()
         if isinstance(value, np.ndarray):
             seen[id(value if value.base is None else value.base)] = value.nbytes
-        elif type(value).__module__ == "arvrm.windows":
+        elif type(value).__module__.startswith("arvrm.windows."):
             todo.extend(v for v in vars(value).values() if not callable(v))
     return sum(seen.values())
 

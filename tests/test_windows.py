@@ -507,7 +507,7 @@ def test_sentences_embedded_on_demand_are_those_of_the_table():
 
 
 def test_headers_are_kept_as_arrays_and_follow_the_store(tmp_path, monkeypatch):
-    monkeypatch.setattr("arvrm.windows._KEPT_FROM", 1)
+    monkeypatch.setattr("arvrm.windows.headers._KEPT_FROM", 1)
     cache, store = tmp_path / "cache", robot_store(tmp_path / "s")
     plain = EpisodeTable([store], "robot", 3)
     EpisodeTable([store], "robot", 3, cache)

@@ -1,0 +1,57 @@
+"""Windows over episode stores: which frames, states, keypoints and actions a model sees together.
+
+Everything that is not an image is held in flat NumPy arrays (one row a step or a frame, all stores one after another),
+so that a batch is a handful of gathers. Images come from a `FrameBank`: decoded once into memory or into a
+memory-mapped cache for small data, read from the stores on demand for large.
+
+An *anchor* is the last frame of a window, named by its global image row; so windows end only where an image exists.
+"""
+
+from arvrm.windows.config import WindowConfig
+from arvrm.windows.frames import FrameBank, StoreFrames, decode_frames
+from arvrm.windows.headers import Names, StoreHeaders, store_fingerprint
+from arvrm.windows.human import HAND_KEYPOINTS, IN_MEMORY_BYTES, HumanWindows, choose_hand
+from arvrm.windows.robot import RobotWindows
+from arvrm.windows.sampling import (
+    Anchors,
+    AnchorSampler,
+    cell_counts,
+    few_shot,
+    held_out_groups,
+    in_batches,
+    mixing_shares,
+    permuted,
+    split_episodes,
+)
+from arvrm.windows.segments import Segments, cut_segments
+from arvrm.windows.table import EpisodeTable
+from arvrm.windows.text import LazyText, TextTable
+
+__all__ = [
+    "AnchorSampler",
+    "Anchors",
+    "EpisodeTable",
+    "FrameBank",
+    "HAND_KEYPOINTS",
+    "HumanWindows",
+    "IN_MEMORY_BYTES",
+    "LazyText",
+    "Names",
+    "RobotWindows",
+    "Segments",
+    "StoreFrames",
+    "StoreHeaders",
+    "TextTable",
+    "WindowConfig",
+    "cell_counts",
+    "choose_hand",
+    "cut_segments",
+    "decode_frames",
+    "few_shot",
+    "held_out_groups",
+    "in_batches",
+    "mixing_shares",
+    "permuted",
+    "split_episodes",
+    "store_fingerprint",
+]
