@@ -1,8 +1,8 @@
 """The whole pipeline in one command, small enough for two cores: demonstrations to report, in scenes apart.
 
-Settings are `data/demo.json` (and `data/demo_fast.json`, a smoke test of a minute): one section per stage, each with
-what the stage's own verb takes; `tasks` and `model`, which several stages share; and `time_share`. The policy is
-trained in scenes A, B and C and evaluated in D.
+Settings are `resources/demo.json` (and `resources/demo_fast.json`, a smoke test of a minute): one section per stage,
+each with what the stage's own verb takes; `tasks` and `model`, which several stages share; and `time_share`. The policy
+is trained in scenes A, B and C and evaluated in D.
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ def load_settings(config: DemoConfig) -> dict[str, Any]:
         try:
             settings = json.loads(Path(config.settings).read_text())
         except (OSError, ValueError) as error:
-            raise UserError(f"{config.settings}: {error}; give a JSON file like arvrm/data/demo.json") from error
+            raise UserError(f"{config.settings}: {error}; give a JSON file like arvrm/resources/demo.json") from error
     else:
         name = "demo_fast.json" if config.fast else "demo.json"
-        settings = json.loads(resources.files("arvrm").joinpath("data", name).read_text())
+        settings = json.loads(resources.files("arvrm").joinpath("resources", name).read_text())
     sections = (*STAGES[:-1], "model", "time_share")
     for section in sections:
         settings[section] = _merged(settings.get(section, {}), getattr(config, section))

@@ -916,7 +916,7 @@ def official_chains() -> list[Any]:
     """Return what `generate_chains(1000)` does, which takes some seconds, from a file that it made."""
     from arvrm.sim.chains import Chain
 
-    stored = json.loads(resources.files("arvrm").joinpath("data/official_chains.json").read_text())
+    stored = json.loads(resources.files("arvrm").joinpath("resources/official_chains.json").read_text())
     return [
         Chain(dict(zip(stored["keys"], state, strict=True)), tuple(TASKS[number] for number in tasks))
         for state, tasks in stored["chains"]

@@ -100,7 +100,8 @@ def _parse(path: Path, text: str) -> Any:
 
 @functools.cache
 def _all() -> dict[str, dict[str, Any]]:
-    return json.loads(resources.files("arvrm").joinpath("data/instructions.json").read_text(encoding="utf-8"))["tasks"]
+    text = resources.files("arvrm").joinpath("resources/instructions.json").read_text(encoding="utf-8")
+    return json.loads(text)["tasks"]
 
 
 def _own(task: str) -> dict[str, Any]:

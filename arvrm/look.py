@@ -415,7 +415,7 @@ def quality_page(
     acting: dict[str, int] = {}
     for clip in kept:
         acting[clip.quality.acting_hand] = acting.get(clip.quality.acting_hand, 0) + 1
-    source = resources.files("arvrm").joinpath("data/hands.html.j2").read_text(encoding="utf-8")
+    source = resources.files("arvrm").joinpath("resources/hands.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True).from_string(source).render(
         store=store.path.name,
         kept=len(kept),

@@ -73,7 +73,7 @@ def write_report(
     loaded = [(Path(path), load_results(path)) for path in results]
     names = result_names([path for path, _ in loaded], [values for _, values in loaded])
     shown = [values for _, values in loaded]
-    template = resources.files("arvrm").joinpath("data/report.html.j2").read_text(encoding="utf-8")
+    template = resources.files("arvrm").joinpath("resources/report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
