@@ -232,9 +232,12 @@ def _inspect(arguments: list[str]) -> Any:
     parser.add_argument("--rows", type=int, default=16, help="episodes on the sheet (default: 16)")
     parsed = parser.parse_args(arguments)
     from arvrm.episodes import inspect_store
+    from arvrm.show.contact_sheet import draw_contact_sheet
 
     sheet = None if parsed.no_contact_sheet else parsed.contact_sheet or parsed.store.rstrip("/") + ".png"
-    print(inspect_store(parsed.store, sheet, parsed.rows))
+    print(inspect_store(parsed.store))
+    if sheet is not None:
+        draw_contact_sheet(parsed.store, sheet, parsed.rows)
     return sheet
 
 

@@ -30,7 +30,8 @@ def make_stores(folder: Path, frames: int) -> None:
     import msgpack
     import numpy as np
 
-    from arvrm.episodes import EncodedEpisode, EpisodeWriter, _seal
+    from arvrm.episodes import EncodedEpisode, EpisodeWriter
+    from arvrm.episodes.records import seal
 
     steps = FRAMES * EVERY
     header: dict[str, Any] = {
@@ -53,7 +54,7 @@ def make_stores(folder: Path, frames: int) -> None:
                 "task": f"task {number % 100}",
                 "group": f"video {number // 20}",
             }
-            yield EncodedEpisode(own["id"], _seal(msgpack.packb(own | header)), (), (), steps, FRAMES)
+            yield EncodedEpisode(own["id"], seal(msgpack.packb(own | header)), (), (), steps, FRAMES)
 
     for store in range(STORES):
         with EpisodeWriter(folder / f"part-{store}", {"source": "benchmark"}) as writer:

@@ -27,6 +27,7 @@ from arvrm.episodes import (
     merge_stores,
 )
 from arvrm.interface import UserError
+from arvrm.show.contact_sheet import draw_contact_sheet
 
 
 def smooth_images(rng, frames, size):
@@ -249,7 +250,7 @@ def test_images_encoded_beforehand_make_the_same_records():
 
 
 def test_store_grows_beyond_its_first_map(tmp_path, monkeypatch):
-    monkeypatch.setattr("arvrm.episodes._MAP_START", 1 << 18)
+    monkeypatch.setattr("arvrm.episodes.database.MAP_START", 1 << 18)
     store = write(tmp_path / "s", *(robot_episode(f"e{i}", steps=200, seed=i) for i in range(20)))
     assert (tmp_path / "s" / "data.mdb").stat().st_size > 1 << 19
     store.verify()
@@ -343,7 +344,8 @@ def test_truncated_store_is_refused_not_a_crash(tmp_path, share):
     size = (tmp_path / "s" / "data.mdb").stat().st_size
     os.truncate(tmp_path / "s" / "data.mdb", int(size * share))
     # In a process of its own: reading beyond the end of a mapped file would kill the test run.
-    code = f"from arvrm.episodes import *\ntry:\n  EpisodeStore({str(tmp_path / 's')!r}).verify()\n"
+    code = "from arvrm.episodes import EpisodeStore\nfrom arvrm.interface import UserError\n"
+    code += f"try:\n  EpisodeStore({str(tmp_path / 's')!r}).verify()\n"
     code += "except UserError as error:\n  print(error)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -526,10 +528,11 @@ def test_merge_refuses_an_id_in_two_stores(tmp_path):
 def test_inspection_counts_and_draws(tmp_path):
     episodes = robot_episode(), human_episode("h1"), human_episode("h2", seed=4)
     write(tmp_path / "s", *episodes, manifest={"synthetic": True})
-    text = inspect_store(tmp_path / "s", tmp_path / "sheet.png")
+    text = inspect_store(tmp_path / "s")
     for said in ("3 episodes", "human 2, robot 1", "close_drawer 2, open_drawer 1", "rgb_static: 24x24 px"):
         assert said in text
     assert "synthetic: true" in text and "quality 92" in text
+    draw_contact_sheet(tmp_path / "s", tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape[0] >= 3 * 144 and sheet.std() > 10
     assert not list(tmp_path.glob("*.partial"))

@@ -1,0 +1,45 @@
+"""Episodes on disk: one LMDB store for robot and human demonstrations, read at random, written crash-safe."""
+
+from arvrm.episodes.describe import inspect_store
+from arvrm.episodes.merge import merge_stores
+from arvrm.episodes.records import (
+    FORMAT,
+    JPEG_QUALITY,
+    JPEG_SUBSAMPLING,
+    VERSION,
+    EncodedEpisode,
+    encode_episode,
+    encode_image,
+)
+from arvrm.episodes.schema import (
+    ARRAYS,
+    CAMERAS,
+    LANDMARKS,
+    EncodedImages,
+    Episode,
+    EpisodeHeader,
+    validate_episode,
+)
+from arvrm.episodes.store import EpisodeStore
+from arvrm.episodes.writer import EpisodeWriter
+
+__all__ = [
+    "ARRAYS",
+    "CAMERAS",
+    "FORMAT",
+    "JPEG_QUALITY",
+    "JPEG_SUBSAMPLING",
+    "LANDMARKS",
+    "VERSION",
+    "EncodedEpisode",
+    "EncodedImages",
+    "Episode",
+    "EpisodeHeader",
+    "EpisodeStore",
+    "EpisodeWriter",
+    "encode_episode",
+    "encode_image",
+    "inspect_store",
+    "merge_stores",
+    "validate_episode",
+]

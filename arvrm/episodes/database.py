@@ -1,0 +1,134 @@
+"""The LMDB file of a store: opened once in a process, shared by all that read or write it.
+
+A store is a folder with LMDB's `data.mdb`. Four tables:
+
+    meta      manifest (versioned JSON), counts
+    headers   id -> what an episode is, without its data: small, so that 100 000 can be listed at once
+    arrays    id, name -> one raw array
+    images    id, camera, row -> one JPEG
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import lmdb
+
+from arvrm.interface import UserError
+
+MAP_START = 1 << 26
+MAP_STEP = 1 << 32
+TABLES = (b"meta", b"headers", b"arrays", b"images")
+
+
+class Database:
+    """One LMDB environment. LMDB allows one per file and process, so all stores of a process share it."""
+
+    _live: weakref.WeakValueDictionary[str, Database] = weakref.WeakValueDictionary()
+
+    def __init__(self, path: Path, write: bool) -> None:
+        self.pid = os.getpid()
+        self.closed = False
+        self.path = path
+        try:
+            self.env = lmdb.open(
+                str(path),
+                map_size=MAP_START if write else 0,
+                max_dbs=len(TABLES),
+                readonly=not write,
+                create=write,
+                lock=write,
+                readahead=False,
+                meminit=True,  # else pages keep what memory held before: other bytes each time
+                max_spare_txns=8,
+            )
+        except lmdb.Error as error:
+            raise UserError(f"{path}: cannot be opened as an episode store ({error}); use --overwrite") from error
+        try:
+            # A page beyond the end of a truncated file would kill the process (SIGBUS), so look before the first read.
+            needed = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
+            size = (path / "data.mdb").stat().st_size
+            if self.env.info()["last_txnid"] > 0 and size < needed:
+                raise UserError(f"{path}: is truncated ({size} of {needed} bytes); copy it again or use --overwrite")
+            # A new store's tables are made by the first append, in its transaction: each waits for the disk.
+            self.tables = {}
+            if not write or self.env.stat()["entries"]:
+                self.tables = {name: self.env.open_db(name, create=False) for name in TABLES}
+        except lmdb.Error as error:
+            self.env.close()
+            raise UserError(f"{path}: holds no episodes ({error}); it is no store, write it again") from error
+        except BaseException:
+            self.env.close()
+            raise
+
+    @classmethod
+    def reading(cls, path: Path) -> Database:
+        if not (path / "data.mdb").is_file():
+            what = "is no episode store (a folder with data.mdb)" if path.exists() else "does not exist"
+            raise UserError(f"{path}: {what}; make one with `arvrm generate` or give another path")
+        key = str(path.resolve())
+        database = cls._live.get(key)
+        if database is not None and database.pid != os.getpid():
+            database.close()  # a forked process: LMDB refuses a second environment beside the inherited one
+        if database is None or database.closed:
+            database = cls._live[key] = cls(path, write=False)
+        return database
+
+    @classmethod
+    def writing(cls, path: Path) -> Database:
+        close_database(path)
+        database = cls._live[str(path.resolve())] = cls(path, write=True)
+        return database
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[lmdb.Transaction]:
+        """A read transaction with zero-copy values, which are valid inside it only."""
+        try:
+            txn = self.env.begin(buffers=True)
+        except lmdb.MapResizedError:  # another process let the store grow
+            self.env.set_mapsize(0)
+            txn = self.env.begin(buffers=True)
+        with txn:
+            yield txn
+
+    def entries(self, table: bytes) -> int:
+        if not self.tables:
+            return 0
+        with self.begin() as txn:
+            return txn.stat(self.tables[table])["entries"]
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.env.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "env"):
+            self.close()
+
+
+def close_database(path: Path) -> None:
+    database = Database._live.get(str(path.resolve()))
+    if database is not None:
+        database.close()
+
+
+def remove_store(path: Path) -> None:
+    """Remove a store, whole or damaged, and nothing that is not one."""
+    others = {file.name for file in path.iterdir()} - {"data.mdb", "lock.mdb"} if path.is_dir() else {path.name}
+    if others:
+        raise UserError(f"{path}: holds {sorted(others)[0]!r}, which no episode store does; choose another path")
+    with (path / "data.mdb").open("rb") as file:
+        start = file.read(20)
+    if start and start[16:] != b"\xde\xc0\xef\xbe":  # LMDB's magic number
+        raise UserError(f"{path}: its data.mdb is no LMDB file; choose another path")
+    close_database(path)
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be removed ({error.strerror}); do it yourself") from error

@@ -1,0 +1,55 @@
+"""Several stores made one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from arvrm.episodes.database import remove_store
+from arvrm.episodes.store import EpisodeStore
+from arvrm.episodes.writer import EpisodeWriter
+from arvrm.interface import UserError
+
+_EPISODES_AT_ONCE = 64  # episodes of a merge in one transaction
+
+
+def merge_stores(inputs: Sequence[str | Path], output: str | Path, overwrite: bool = False) -> EpisodeStore:
+    """Copy the episodes of several stores into one, records unchanged: as if they had been written there.
+
+    The manifest keeps each input's manifest under `merged`. The output appears under its name when it is whole.
+
+    Raises:
+        UserError: no input, an id in two inputs, different JPEG quality, or the output exists.
+    """
+    if not inputs:
+        raise UserError(f"{output}: nothing to merge; name at least one store")
+    stores = [EpisodeStore(path) for path in inputs]
+    output = Path(output)
+    if output.exists() and not overwrite:
+        raise UserError(f"{output}: exists already; pass --overwrite to replace it")
+    if any(output.resolve() == Path(path).resolve() for path in inputs):
+        raise UserError(f"{output}: is also an input; give the merged store another path")
+    owner: dict[str, Path] = {}
+    for store in stores:
+        for id in store.ids:
+            if id in owner:
+                raise UserError(f"{store.path}: episode {id!r} is also in {owner[id]}; give one another id")
+            owner[id] = store.path
+    jpeg = stores[0].manifest["jpeg"]
+    for store in stores[1:]:
+        other = store.manifest["jpeg"]
+        if other != jpeg:
+            raise UserError(f"{store.path}: JPEG {other} but {stores[0].path} has {jpeg}; make them equal")
+    partial = output.with_name(output.name + ".partial")
+    if partial.exists():
+        remove_store(partial)
+    manifest = {"merged": [{k: v for k, v in s.manifest.items() if k not in ("format", "version")} for s in stores]}
+    with EpisodeWriter(partial, manifest, jpeg_quality=jpeg["quality"]) as writer:
+        for store in stores:
+            for start in range(0, len(store), _EPISODES_AT_ONCE):
+                writer.append_encoded(*(store.encoded(id) for id in store.ids[start : start + _EPISODES_AT_ONCE]))
+    if output.exists():
+        remove_store(output)
+    os.replace(partial, output)
+    return EpisodeStore(output)

@@ -1,0 +1,159 @@
+"""The records that a store holds: how an episode becomes bytes, and how they are read again.
+
+docs/data.md describes every key and byte. Every record starts with the CRC-32 of its content. There is no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import simplejpeg
+
+from arvrm.episodes.schema import ARRAYS, CAMERAS, EncodedImages, Episode, EpisodeHeader, validate_episode
+from arvrm.interface import UserError
+
+FORMAT = "arvrm-episodes"
+VERSION = 1
+JPEG_QUALITY = 92
+JPEG_SUBSAMPLING = "444"
+"""No colour subsampling: a block is a few pixels wide, and its colour is what the instruction names."""
+_DTYPES = ("float64", "float32", "bool", "int32", "int64", "uint8")
+
+
+@dataclass(frozen=True)
+class EncodedEpisode:
+    """An episode as its records: what `encode_episode` makes in a worker and `EpisodeWriter.append_encoded` stores."""
+
+    id: str
+    header: bytes
+    arrays: tuple[tuple[bytes, bytes], ...]
+    images: tuple[tuple[bytes, bytes], ...]
+    steps: int
+    frames: int
+
+
+def encode_image(image: np.ndarray, jpeg_quality: int = JPEG_QUALITY) -> bytes:
+    """Return an (H, W, 3) uint8 RGB image as the JPEG that a store holds."""
+    return simplejpeg.encode_jpeg(
+        np.ascontiguousarray(image), quality=jpeg_quality, colorspace="RGB", colorsubsampling=JPEG_SUBSAMPLING
+    )
+
+
+def encode_episode(episode: Episode, jpeg_quality: int = JPEG_QUALITY) -> EncodedEpisode:
+    """Validate an episode and turn it into the records a store holds; the costly half of writing, safe in a worker.
+
+    Raises:
+        UserError: the episode is not valid (see `validate_episode`), or its `meta` is not JSON-able.
+    """
+    validate_episode(episode)
+    arrays, specs = [], []
+    for name in ARRAYS[episode.embodiment]:
+        if name in episode.arrays:
+            array = np.ascontiguousarray(episode.arrays[name])
+            specs.append([name, array.dtype.name, list(array.shape)])
+            arrays.append((array_key(episode.id, name), seal(array.tobytes())))
+    encoded = {
+        camera: images
+        if isinstance(images := episode.images[camera], EncodedImages)
+        else EncodedImages(*images.shape[1:3], tuple(encode_image(image, jpeg_quality) for image in images))
+        for camera in CAMERAS[episode.embodiment]
+    }
+    header = {
+        "id": episode.id,
+        "embodiment": episode.embodiment,
+        "instruction": episode.instruction,
+        "task": episode.task,
+        "scene": episode.scene,
+        "source": episode.source,
+        "group": episode.group,
+        "fps": float(episode.fps),
+        "steps": episode.steps,
+        "image_steps": episode.image_steps.astype("<i4").tobytes(),
+        "cameras": [[camera, images.height, images.width] for camera, images in encoded.items()],
+        "arrays": specs,
+        "meta": episode.meta,
+    }
+    try:
+        json.dumps(episode.meta, allow_nan=False)
+        packed = msgpack.packb(header)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"episode {episode.id!r}: meta is not JSON-able ({error}); use plain Python values") from error
+    images = [
+        (image_key(episode.id, camera, row), seal(jpeg))
+        for camera, found in encoded.items()
+        for row, jpeg in enumerate(found.jpegs)
+    ]
+    return EncodedEpisode(
+        episode.id, seal(packed), tuple(arrays), tuple(images), episode.steps, len(episode.image_steps)
+    )
+
+
+def seal(content: bytes) -> bytes:
+    return struct.pack("<I", zlib.crc32(content)) + content
+
+
+def array_key(id: str, name: str) -> bytes:
+    return b"%s\0%s" % (id.encode(), name.encode())
+
+
+def image_key(id: str, camera: str, row: int) -> bytes:
+    return b"%s\0%s\0%s" % (id.encode(), camera.encode(), row.to_bytes(4, "big"))
+
+
+def unpack_header(place: str, content: memoryview) -> EpisodeHeader:
+    try:
+        values = msgpack.unpackb(content)
+        values["image_steps"] = np.frombuffer(values["image_steps"], "<i4").astype(np.int32)
+        values["image_steps"].flags.writeable = False
+        values["cameras"] = {camera: (height, width) for camera, height, width in values["cameras"]}
+        values["arrays"] = {name: (dtype, tuple(shape)) for name, dtype, shape in values["arrays"]}
+        if not all(dtype in _DTYPES for dtype, _ in values["arrays"].values()):
+            raise ValueError("an unknown dtype")
+        return EpisodeHeader(**values)
+    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+        raise UserError(f"{place}: cannot be read ({error}); write the store again") from error
+
+
+def full_manifest(path: Path, manifest: dict[str, Any], jpeg_quality: int) -> dict[str, Any]:
+    reserved = {"format", "version", "jpeg", "complete", "counts"} & set(manifest)
+    if reserved:
+        raise UserError(f"{path}: manifest key {sorted(reserved)[0]!r} is the store's own; use another name")
+    try:
+        manifest = json.loads(json.dumps(manifest, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: manifest is not JSON-able ({error}); use plain Python values") from error
+    jpeg = {"quality": jpeg_quality, "subsampling": JPEG_SUBSAMPLING}
+    return {"format": FORMAT, "version": VERSION, "jpeg": jpeg, "complete": False, **manifest}
+
+
+def json_bytes(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(values), sort_keys=True).encode()
+
+
+def parse_manifest(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        manifest = json.loads(content)
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']!r}")
+        version = manifest["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: its manifest cannot be read ({error}); write the store again") from error
+    if version != VERSION:
+        raise UserError(f"{path}: has format version {version}, this program reads {VERSION}; write the store again")
+    return manifest
+
+
+def difference(key: str, old: Any, new: Any) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for inner in sorted({*old, *new}):
+            if old.get(inner) != new.get(inner):
+                return difference(f"{key}.{inner}", old.get(inner), new.get(inner))
+    return f"{key} = {old!r}, not {new!r}"

@@ -1,0 +1,201 @@
+"""What an episode is, and the check that one is whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from arvrm.interface import KEYPOINTS, ArraySpec, UserError
+from arvrm.robots.calvin import LANDMARKS
+
+CAMERAS = {"robot": ("rgb_static", "rgb_gripper"), "human": ("rgb_static",)}
+HAND_KEYPOINTS = (len(KEYPOINTS), 2 * len(KEYPOINTS))
+
+ARRAYS: dict[str, dict[str, ArraySpec]] = {
+    "robot": {
+        "robot_obs": ArraySpec("float64", (15,)),
+        "scene_obs": ArraySpec("float64", (24,), required=False),
+        "target_pose": ArraySpec("float64", (6,), required=False),
+        "actions": ArraySpec("float32", (7,)),
+        "executed": ArraySpec("float32", (7,)),
+        "absolute_actions": ArraySpec("float64", (7,), required=False),
+        "landmarks": ArraySpec("float32", (len(LANDMARKS), 3), required=False),
+        "landmark_pixels": ArraySpec("float32", (len(LANDMARKS), 2), required=False, finite=False),
+        "depth_static": ArraySpec("float32", (200, 200), required=False),
+        "depth_gripper": ArraySpec("float32", (84, 84), required=False),
+        "rgb_tactile": ArraySpec("uint8", (160, 120, 6), required=False),
+        "depth_tactile": ArraySpec("float32", (160, 120, 2), required=False),
+    },
+    "human": {
+        "keypoints": ArraySpec("float32", (None, 3)),
+        "visible": ArraySpec("bool", (None,)),
+    },
+}
+"""The arrays of each embodiment; all have N rows, one a step."""
+
+
+@dataclass(frozen=True)
+class EpisodeHeader:
+    """What an episode is, without its data.
+
+    Attributes:
+        id: unique in the store.                      embodiment: "robot" or "human".
+        instruction: one sentence, "": play.          task: one of interface.TASKS, or "" where unknown.
+        scene: "A".."D" or another place's name.      source: what made it, e.g. "playtable".
+        group: what must stay on one side of a split. fps: steps a second.
+        steps: N, rows of each array.                 image_steps: (F,) int32, steps that have images, ascending.
+        cameras: camera -> (height, width) of its F images.
+        arrays: name -> (dtype, shape) as stored.     meta: JSON-able details of the source.
+    """
+
+    id: str
+    embodiment: str
+    instruction: str
+    task: str
+    scene: str
+    source: str
+    group: str
+    fps: float
+    steps: int
+    image_steps: np.ndarray
+    cameras: dict[str, tuple[int, int]]
+    arrays: dict[str, tuple[str, tuple[int, ...]]]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def frames(self) -> int:
+        """F, stored images per camera."""
+        return len(self.image_steps)
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """F images of `height` x `width` pixels, each as `encode_image` made it."""
+
+    height: int
+    width: int
+    jpegs: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One instruction, demonstrated once; attributes as in EpisodeHeader.
+
+    Attributes:
+        arrays: name -> (N, ...) array; names, dtypes and shapes as in ARRAYS[embodiment].
+        images: camera -> (F, H, W, 3) uint8 RGB; cameras as in CAMERAS[embodiment]. Who makes an episode piece by
+            piece may encode its images on the way: EncodedImages.
+        image_steps: (F,) int32, the step at which each image was taken, ascending.
+    """
+
+    id: str
+    embodiment: str
+    instruction: str
+    task: str
+    scene: str
+    source: str
+    group: str
+    fps: float
+    arrays: dict[str, np.ndarray]
+    images: dict[str, np.ndarray | EncodedImages]
+    image_steps: np.ndarray
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """N, rows of each array."""
+        return len(next(iter(self.arrays.values())))
+
+
+def validate_episode(episode: Episode) -> None:
+    """Check an episode against ARRAYS and CAMERAS.
+
+    Raises:
+        UserError: a name, dtype, shape or value is not what the embodiment's table asks for.
+    """
+    place = f"episode {episode.id!r}"
+    if not episode.id or not episode.id.isprintable() or len(episode.id.encode()) > 300:
+        raise UserError(f"{place}: an id has 1 to 300 bytes and no control characters; choose another")
+    if episode.embodiment not in ARRAYS:
+        raise UserError(f"{place}: embodiment {episode.embodiment!r} is unknown; use {' or '.join(ARRAYS)}")
+    for name in ("source", "group", *(("instruction",) if episode.task else ())):
+        if not isinstance(getattr(episode, name), str) or not getattr(episode, name).strip():
+            raise UserError(f"{place}: {name} is {getattr(episode, name)!r}; give a text that is not empty")
+    for name in ("task", "scene", "instruction"):
+        if not isinstance(getattr(episode, name), str):
+            raise UserError(f"{place}: {name} is {getattr(episode, name)!r}; give a text, empty where unknown")
+    if not (isinstance(episode.fps, (int, float)) and math.isfinite(episode.fps) and episode.fps > 0):
+        raise UserError(f"{place}: fps is {episode.fps!r}; give the steps per second")
+    table = ARRAYS[episode.embodiment]
+    for name in episode.arrays:
+        if name not in table:
+            raise UserError(f"{place}: a {episode.embodiment} has no array {name!r}; known: {', '.join(table)}")
+    for name, spec in table.items():
+        if name in episode.arrays:
+            _validate_array(place, name, episode.arrays[name], spec)
+        elif spec.required:
+            raise UserError(f"{place}: array {name!r} is missing; a {episode.embodiment} episode needs it")
+    lengths = {name: len(array) for name, array in episode.arrays.items()}
+    steps = next(iter(lengths.values()))
+    if len(set(lengths.values())) != 1:
+        raise UserError(f"{place}: arrays differ in length ({lengths}); record one row per step")
+    if steps == 0:
+        raise UserError(f"{place}: it has no steps; leave it out")
+    if episode.embodiment == "robot":
+        _validate_actions(place, episode.arrays)
+    elif episode.arrays["keypoints"].shape[1] != episode.arrays["visible"].shape[1]:
+        shapes = f"{episode.arrays['keypoints'].shape[1]} and {episode.arrays['visible'].shape[1]}"
+        raise UserError(f"{place}: keypoints and visible have {shapes} columns; give one flag per keypoint")
+    _validate_images(place, episode, steps)
+
+
+def _validate_array(place: str, name: str, array: Any, spec: ArraySpec) -> None:
+    wanted = f"({', '.join(['N', *('21 or 42' if s is None else str(s) for s in spec.shape)])})"
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{place}: {name} is {type(array).__name__}; give a NumPy array {spec.dtype} {wanted}")
+    fits = array.ndim == 1 + len(spec.shape) and all(
+        have in HAND_KEYPOINTS if want is None else have == want
+        for have, want in zip(array.shape[1:], spec.shape, strict=False)
+    )
+    if not fits or array.dtype != np.dtype(spec.dtype):
+        raise UserError(f"{place}: {name} is {array.dtype} {array.shape}; it must be {spec.dtype} {wanted}")
+    if spec.finite and spec.dtype.startswith("float") and not np.isfinite(array).all():
+        row = int(np.argwhere(~np.isfinite(array))[0][0])
+        raise UserError(f"{place}: {name} has a NaN or infinity in row {row}; mend the recording or leave it out")
+
+
+def _validate_actions(place: str, arrays: Mapping[str, np.ndarray]) -> None:
+    for name in ("actions", "executed"):
+        array = arrays[name]
+        if np.abs(array[:, :6]).max() > 1 + 1e-6:
+            row, column = np.argwhere(np.abs(array[:, :6]) > 1 + 1e-6)[0]
+            raise UserError(f"{place}: {name}[{row}, {column}] is {array[row, column]:g}; clip it to [-1, 1]")
+        if not np.isin(array[:, 6], (-1.0, 1.0)).all():
+            row = int(np.argwhere(~np.isin(array[:, 6], (-1.0, 1.0)))[0][0])
+            raise UserError(f"{place}: {name}[{row}, 6] is {array[row, 6]:g}; the gripper is exactly -1 or 1")
+
+
+def _validate_images(place: str, episode: Episode, steps: int) -> None:
+    cameras = CAMERAS[episode.embodiment]
+    if set(episode.images) != set(cameras):
+        have = ", ".join(sorted(episode.images)) or "none"
+        raise UserError(f"{place}: cameras are {have}; a {episode.embodiment} episode has {', '.join(cameras)}")
+    at = episode.image_steps
+    if not isinstance(at, np.ndarray) or at.dtype != np.int32 or at.ndim != 1 or len(at) == 0:
+        shown = f"{at.dtype} {at.shape}" if isinstance(at, np.ndarray) else repr(at)
+        raise UserError(f"{place}: image_steps is {shown}; it must be int32 (F,) with F at least 1")
+    if (np.diff(at) <= 0).any() or at[0] < 0 or at[-1] >= steps:
+        raise UserError(f"{place}: image_steps {at.tolist()} must ascend within 0..{steps - 1}")
+    for camera, images in episode.images.items():
+        if isinstance(images, EncodedImages):
+            if len(images.jpegs) != len(at):
+                raise UserError(f"{place}: {camera} has {len(images.jpegs)} JPEGs, image_steps {len(at)}; give all")
+            continue
+        good = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4
+        if not good or images.shape[0] != len(at) or images.shape[3] != 3 or 0 in images.shape:
+            shown = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else repr(type(images))
+            raise UserError(f"{place}: {camera} is {shown}; it must be uint8 ({len(at)}, H, W, 3)")

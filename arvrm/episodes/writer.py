@@ -1,0 +1,173 @@
+"""Writing a store so that a run killed at any moment leaves whole episodes only."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from arvrm.episodes.database import MAP_STEP, TABLES, Database, remove_store
+from arvrm.episodes.records import (
+    JPEG_QUALITY,
+    EncodedEpisode,
+    difference,
+    encode_episode,
+    full_manifest,
+    json_bytes,
+    parse_manifest,
+)
+from arvrm.episodes.schema import Episode
+from arvrm.interface import UserError
+
+
+class EpisodeWriter:
+    """Appends episodes to a store; each append is one transaction, so a killed run leaves whole episodes only.
+
+    Args:
+        path: the store's folder, made if missing.
+        manifest: JSON-able: how the episodes are made (source, configuration, seed ...). A resumed store must agree.
+        resume: continue an existing store; `has(id)` says what is there.
+        overwrite: replace an existing store.
+        jpeg_quality: 1 to 100, kept in the manifest.
+    Raises:
+        UserError: the store exists (without resume or overwrite), is no store, was made otherwise, or cannot be made.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        manifest: dict[str, Any],
+        resume: bool = False,
+        overwrite: bool = False,
+        jpeg_quality: int = JPEG_QUALITY,
+    ) -> None:
+        self.path = Path(path)
+        if resume and overwrite:
+            raise UserError(f"{path}: --resume and --overwrite exclude each other; pass one")
+        if not isinstance(jpeg_quality, int) or not 1 <= jpeg_quality <= 100:
+            raise UserError(f"{path}: JPEG quality {jpeg_quality!r}; choose 1 to 100")
+        self.jpeg_quality = jpeg_quality
+        wanted = full_manifest(self.path, manifest, jpeg_quality)
+        exists = self._prepare_folder(resume, overwrite)
+        self._database = Database.writing(self.path)
+        try:
+            self._begin(wanted, exists)
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _prepare_folder(self, resume: bool, overwrite: bool) -> bool:
+        data = self.path / "data.mdb"
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path}: is a file; an episode store is a folder, choose another path")
+        if data.exists():
+            if overwrite:
+                remove_store(self.path)
+            elif not resume:
+                raise UserError(f"{self.path}: exists already; pass --resume to continue or --overwrite to replace it")
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise UserError(f"{self.path}: is a folder with other files; choose another path for the store")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be made ({error.strerror}); choose a writable path") from error
+        return data.exists()
+
+    def _begin(self, wanted: dict[str, Any], exists: bool) -> None:
+        stored, counts = None, b"{}"
+        if self._database.tables:
+            with self._database.begin() as txn:
+                stored = txn.get(b"manifest", db=self._database.tables[b"meta"])
+                stored = None if stored is None else bytes(stored)
+                counts = bytes(txn.get(b"counts", b"{}", db=self._database.tables[b"meta"]))
+        self._counts = Counter(json.loads(counts))
+        self._manifest: dict[str, Any] = wanted
+        self._stored: dict[str, Any] | None = None  # the manifest in the store; a new one's comes with the first append
+        if stored is None:
+            if exists and self._database.entries(b"headers"):
+                raise UserError(f"{self.path}: has episodes but no manifest; it is damaged, use --overwrite")
+            return
+        self._manifest = self._stored = old = parse_manifest(self.path, stored)
+        for key in sorted({*wanted, *old} - {"complete"}):
+            if wanted.get(key) != old.get(key):
+                raise UserError(
+                    f"{self.path}: was made with {difference(key, old.get(key), wanted.get(key))}; "
+                    "give the same settings to --resume, or --overwrite"
+                )
+        self._commit([], complete=False)
+
+    def has(self, id: str) -> bool:
+        """Whether the store holds this episode."""
+        if not self._database.tables:
+            return False
+        with self._database.begin() as txn:
+            return txn.get(id.encode(), db=self._database.tables[b"headers"]) is not None
+
+    def __len__(self) -> int:
+        return self._database.entries(b"headers")
+
+    def append(self, episode: Episode) -> None:
+        """Add one episode: all of it, or nothing.
+
+        Raises:
+            UserError: the episode is invalid, its id is taken, or the disk is full.
+        """
+        self.append_encoded(encode_episode(episode, self.jpeg_quality))
+
+    def append_encoded(self, *encoded: EncodedEpisode, complete: bool = False) -> None:
+        """Add episodes that `encode_episode` made, in one transaction; errors as in `append`.
+
+        Args:
+            complete: these are the last, so that `close` need not say so in a transaction, and a wait, of its own.
+        """
+        records, counts = [], Counter(self._counts)
+        for item in encoded:
+            records.append((b"headers", item.id.encode(), item.header))
+            records += [(b"arrays", array_key, array) for array_key, array in item.arrays]
+            records += [(b"images", image_key, image) for image_key, image in item.images]
+            counts.update(episodes=1, steps=item.steps, frames=item.frames)
+        self._commit([*records, (b"meta", b"counts", json_bytes(counts))], complete)
+        self._counts = counts
+
+    def _commit(self, records: list[tuple[bytes, bytes, bytes]], complete: bool) -> None:
+        """Store records, and what has changed of the manifest, in one transaction: each waits for the disk."""
+        env, manifest = self._database.env, {**self._manifest, "complete": complete}
+        if manifest != self._stored:
+            records = [(b"meta", b"manifest", json_bytes(manifest)), *records]
+        if not records:
+            return
+        while True:
+            try:
+                with env.begin(write=True) as txn:
+                    tables = self._database.tables or {name: env.open_db(name, txn=txn) for name in TABLES}
+                    for table, key, value in records:
+                        if not txn.put(key, value, db=tables[table], overwrite=table == b"meta"):
+                            taken = key.split(b"\0")[0].decode()
+                            raise UserError(f"{self.path}: episode {taken!r} is there already; give it another id")
+                self._database.tables, self._stored = tables, manifest
+                return
+            except lmdb.MapFullError:
+                size = env.info()["map_size"]
+                env.set_mapsize(min(2 * size, size + MAP_STEP))
+            except (lmdb.Error, OSError) as error:
+                raise UserError(
+                    f"{self.path}: could not be written ({error}); free space on the disk and pass --resume, "
+                    f"the {self._counts['episodes']} episodes before are safe"
+                ) from error
+
+    def close(self, complete: bool = True) -> None:
+        """Close the store. `complete` says that nothing is missing; an exception in a `with` block says the reverse."""
+        if not self._database.closed:
+            try:
+                self._commit([], complete)
+            finally:
+                self._database.close()
+
+    def __enter__(self) -> EpisodeWriter:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.close(complete=kind is None)
