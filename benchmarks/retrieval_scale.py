@@ -31,8 +31,8 @@ import numpy as np
 import torch
 
 from arvrm.config import load
-from arvrm.nearest import load_faiss
 from arvrm.retrieval import ClipIndex, Clips, SearchConfig, write_index
+from arvrm.retrieval.shortlist import load_faiss
 from arvrm.windows import Names
 
 ACTIONS, BLOCK = 500, 2000

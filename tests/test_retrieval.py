@@ -10,7 +10,6 @@ from small_stores import human_episode, human_store, robot_episode, robot_store,
 
 from arvrm.interface import UserError
 from arvrm.model.encoders import TextConfig, TextEncoder, VisionConfig, image_encoder
-from arvrm.nearest import principal_components
 from arvrm.retrieval import (
     ClipIndex,
     Clips,
@@ -24,6 +23,7 @@ from arvrm.retrieval import (
     warp,
     write_index,
 )
+from arvrm.retrieval.shortlist import principal_components
 from arvrm.windows import EpisodeTable, HumanWindows, Names, TextTable, WindowConfig, decode_frames
 
 VISION = VisionConfig(width=16, channels=(8, 8), depth=1, points=8, static_size=32, film=True)
@@ -365,7 +365,7 @@ def test_excluded_groups_leave_as_many_clips_as_there_are(tmp_path):
 
 
 def test_kind_of_search_follows_the_number_of_clips(tmp_path, monkeypatch):
-    monkeypatch.setattr("arvrm.retrieval.LARGE", 30)
+    monkeypatch.setattr("arvrm.retrieval.build.LARGE", 30)
     assert many(tmp_path / "few", 20).coarse is None
     assert many(tmp_path / "many", 40).coarse is not None
     assert many(tmp_path / "asked", 40, kind="exact").coarse is None
@@ -378,7 +378,7 @@ def test_exact_search_of_more_than_memory_holds_is_the_same(tmp_path, monkeypatc
     text, seen, _ = like_clips(np.random.default_rng(8), 5, 3)
     queries = text, seen.reshape(5, 3, -1)
     flat = index.search(*queries, 30), index.search(*queries, 30, ["g2"])
-    monkeypatch.setattr("arvrm.retrieval.FLAT_BYTES", 0)
+    monkeypatch.setattr("arvrm.retrieval.index.FLAT_BYTES", 0)
     again = index.search(*queries, 30), index.search(*queries, 30, ["g2"])
     assert same(flat[0], again[0]) and same(flat[1], again[1])
 
@@ -420,7 +420,7 @@ def test_large_files_are_tested_by_size_and_wholly_when_asked(tmp_path, monkeypa
     content = bytearray(file.read_bytes())
     content[-2:] = np.array(np.nan, dtype=np.float16).tobytes()
     file.write_bytes(content)
-    monkeypatch.setattr("arvrm.retrieval.TESTED_AT_LOADING", 0)
+    monkeypatch.setattr("arvrm.retrieval.index.TESTED_AT_LOADING", 0)
     index = ClipIndex.load(tmp_path / "i")
     with pytest.raises(UserError, match="frames.npy fails its checksum"):
         index.verify()

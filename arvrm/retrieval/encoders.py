@@ -1,0 +1,114 @@
+"""The frozen encoders of an index, and what they give for the frames of stores."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from arvrm.config import from_dict
+from arvrm.model.encoders import TextConfig, TextEncoder, VisionConfig, fit_images, image_encoder
+from arvrm.windows import EpisodeTable, FrameBank, decode_frames
+
+
+class FrozenEncoders:
+    """The text and the image encoder that an index compares with; none of it is trained any more.
+
+    Args:
+        text: the text encoder.
+        vision: how `image` was built.
+        size: pixels at which a conv encoder reads images.
+        language_width: width of the language token that modulates the encoder, if it does; here it is zero, so that
+            frames are compared as they look, whatever the instruction.
+        image: the encoder, as `model.encoders.image_encoder` builds it.
+    """
+
+    def __init__(
+        self, text: TextEncoder, vision: VisionConfig, size: int, language_width: int, image: torch.nn.Module
+    ) -> None:
+        self.text, self.vision, self.size, self.language_width = text, vision, size, language_width
+        self.image = image.eval().requires_grad_(False)
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hex digits of weights and configuration."""
+        digest = hashlib.sha256(json.dumps(self._description(), sort_keys=True).encode())
+        for name, value in sorted(self.image.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def sentences(self, sentences: Sequence[str]) -> np.ndarray:
+        """Return (n, E) float32 of unit length."""
+        unique = sorted(set(sentences))
+        features = dict(zip(unique, self.text.sentence(unique).numpy(), strict=True))
+        return np.stack([features[sentence] for sentence in sentences])
+
+    @torch.no_grad()
+    def images(self, frames: np.ndarray, batch: int = 256) -> np.ndarray:
+        """Return (n, D) float32 of unit length for (n, H, W, 3) uint8."""
+        device = next(self.image.parameters()).device
+        out = []
+        for start in range(0, len(frames), batch):
+            images = torch.from_numpy(np.ascontiguousarray(frames[start : start + batch])).to(device)
+            if self.vision.encoder == "conv":
+                images, _ = fit_images(images[None], self.size)
+            by_words = self.vision.film or self.vision.modulated
+            words = torch.zeros(len(images), self.language_width, device=device) if by_words else None
+            cls = self.image(images, words)[0][:, 0].float()
+            out.append(torch.nn.functional.normalize(cls, dim=-1).cpu().numpy())
+        return np.concatenate(out)
+
+    def _description(self) -> dict[str, Any]:
+        # What is off is left out, so that indexes made before it existed keep their hash.
+        optional = ("modulated", "second")
+        vision = {k: v for k, v in dataclasses.asdict(self.vision).items() if v or k not in optional}
+        return {
+            "text": dataclasses.asdict(self.text.config),
+            "vision": vision,
+            "size": self.size,
+            "language_width": self.language_width,
+        }
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write the weights into `folder`; return what index.json keeps."""
+        from safetensors.torch import save_file
+
+        state = {name: value.detach().cpu().contiguous() for name, value in self.image.state_dict().items()}
+        save_file(state, str(folder / "encoder.safetensors"))
+        return {**self._description(), "hash": self.hash}
+
+    @classmethod
+    def load(cls, folder: Path, description: dict[str, Any]) -> FrozenEncoders:
+        """Read what `save` wrote."""
+        from safetensors.torch import load_file
+
+        text = from_dict(TextConfig, description["text"], f"{folder}/index.json")
+        vision = from_dict(VisionConfig, description["vision"], f"{folder}/index.json")
+        image = image_encoder(vision, description["size"], description["language_width"])
+        image.load_state_dict(load_file(str(folder / "encoder.safetensors")))
+        return cls(TextEncoder(text), vision, description["size"], description["language_width"], image)
+
+
+def frame_features(
+    table: EpisodeTable,
+    encoders: FrozenEncoders,
+    cache: str | Path | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> FrameBank:
+    """Return unit-length CLS features (F, D) float16 of the static camera, computed once per encoder and store."""
+    return decode_frames(
+        table,
+        "rgb_static",
+        cache=cache,
+        compute=lambda frames: encoders.images(frames).astype(np.float16),
+        key=f"cls-{encoders.hash}",
+        progress=progress,
+    )

@@ -1,0 +1,188 @@
+"""Clips beside robot windows."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from arvrm.interface import HumanBatch, UserError
+from arvrm.retrieval.align import resample, warp
+from arvrm.retrieval.index import ClipIndex, Matches, unit
+from arvrm.windows import EpisodeTable, FrameBank, HumanWindows, store_fingerprint
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """Which clips accompany robot windows in training.
+
+    Attributes:
+        clips: J.
+        query: "episode" searches once with `frames` frames of the whole episode; "window" with each window's own T.
+        frames: frames of an episode's query.
+        align: how a clip's T frames are chosen: "progress": a window of the clip's own speed that ends where the clip
+            is as far as the episode is; "dtw": frame by frame where the clip looks alike; "uniform": spread over the
+            whole clip, as in the paper.
+        choice: "similar", or "random": the control in which any clips accompany (drawn by `seed`).
+        exclude_same_group: leave out clips of the robot episode's own group.
+        refresh: search again even if the result is cached.
+    """
+
+    clips: int = 4
+    query: Literal["episode", "window"] = "episode"
+    frames: int = 8
+    align: Literal["progress", "dtw", "uniform"] = "progress"
+    choice: Literal["similar", "random"] = "similar"
+    exclude_same_group: bool = False
+    refresh: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.clips < 1 or self.frames < 1:
+            raise ValueError("clips and frames must be at least 1")
+
+
+class RetrievedClips:
+    """The J clips of every robot window, searched once, as `HumanBatch`es with axes (B, J).
+
+    Args:
+        index: the clip index.
+        robots: the robot episodes.
+        humans: windows over the index's own stores, in its order.
+        features: (F, D) frame features of `robots` from the index's encoders.
+        history: T.
+        cache: folder that keeps the search's result; None: memory only.
+
+    Attributes:
+        matches: of each episode, or of each stored frame (as a window's end) with query "window".
+    """
+
+    def __init__(
+        self,
+        index: ClipIndex,
+        robots: EpisodeTable,
+        humans: HumanWindows,
+        features: FrameBank,
+        config: RetrievalConfig,
+        history: int,
+        cache: str | Path | None = None,
+    ) -> None:
+        if humans.table.ids != index.ids:
+            raise UserError(f"{index.path}: the stores' clips are not the index's; make the index anew")
+        self.index, self.robots, self.humans, self.config, self.history = index, robots, humans, config, history
+        self._features = features
+        key = [index.encoder_hash, [s["fingerprint"] for s in index.stores], dataclasses.asdict(config), history]
+        key += [store_fingerprint(store) for store in robots.stores]
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        file = Path(cache) / f"retrieval-{name}.npz" if cache is not None else None
+        if file is not None and file.exists() and not config.refresh:
+            with np.load(file) as found:
+                self.matches = Matches(found["rows"], found["total"], found["language"], found["visual"])
+                self.warped = found["warped"] if "warped" in found.files else None
+            return
+        self.matches = self._random() if config.choice == "random" else self._search()
+        self.warped = self._warp() if config.align == "dtw" else None
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp.npz")
+            os.close(handle)
+            extra = {} if self.warped is None else {"warped": self.warped}
+            np.savez(temporary, **dataclasses.asdict(self.matches), **extra)
+            os.replace(temporary, file)
+
+    def of(self, anchors: np.ndarray) -> np.ndarray:
+        """Return the rows (B, J) of the index that accompany the windows ending at `anchors`; -1: none."""
+        return self.matches.rows[anchors if self.config.query == "window" else self.robots.episode_of_image[anchors]]
+
+    def batch(self, anchors: np.ndarray, images: bool = True) -> HumanBatch:
+        """Return the clips of the windows that end at `anchors`, aligned in time with them."""
+        clips = self.of(anchors)
+        known = clips >= 0
+        clips = np.maximum(clips, 0)
+        table, length = self.humans.table, np.diff(self.humans.table.image_start)
+        if self.config.align == "progress":
+            episode = self.robots.episode_of_image[anchors]
+            first, end = self.robots.step_start[episode], self.robots.step_start[episode + 1]
+            progress = (self.robots.step_of_image[anchors] - first) / np.maximum(end - 1 - first, 1)
+            last = table.image_start[clips] + np.round(progress[:, None] * (length[clips] - 1)).astype(np.int64)
+            rows, mask = table.window_frames(last.reshape(-1), self.history)
+            rows, mask = rows.reshape(*clips.shape, -1), mask.reshape(*clips.shape, -1)
+        elif self.config.align == "uniform":
+            share = np.linspace(0, 1, self.history) if self.history > 1 else np.array([0.5])
+            local = np.round(share * (length[clips][..., None] - 1)).astype(np.int64)
+            rows, mask = table.image_start[clips][..., None] + local, np.ones((*clips.shape, self.history), dtype=bool)
+        else:
+            frames, mask = self.robots.window_frames(anchors, self.history)
+            # (B, T, J) -> (B, J, T); with query "window" a window's frames are warped by its own search.
+            warped = self.warped[anchors] if self.config.query == "window" else self.warped[frames].swapaxes(1, 2)
+            rows = table.image_start[clips][..., None] + warped
+            mask = np.broadcast_to(mask[:, None, :], rows.shape)
+        return self.humans.gather(rows, mask & known[..., None], clips, images)
+
+    def _search(self) -> Matches:
+        robots, config = self.robots, self.config
+        text = self.index.encoders.sentences(robots.sentences)
+        if config.query == "episode":
+            lengths = np.diff(robots.image_start)
+            rows = robots.image_start[:-1, None] + resample(lengths, config.frames)
+            episodes = np.arange(len(robots))
+        else:
+            rows, _ = robots.window_frames(np.arange(len(robots.step_of_image)), self.history)
+            episodes = robots.episode_of_image
+        parts = []
+        queries = [np.arange(len(rows))]
+        if config.exclude_same_group:
+            queries = [np.flatnonzero(robots.group[episodes] == group) for group in range(len(robots.groups))]
+        for group, chosen in enumerate(queries):
+            exclude = [robots.groups[group]] if config.exclude_same_group else []
+            for start in range(0, len(chosen), 4096):
+                some = chosen[start : start + 4096]
+                found = self.index.search(
+                    text[robots.sentence[episodes[some]]], self._features.take(rows[some]), config.clips, exclude
+                )
+                parts.append((some, found))
+        order = np.argsort(np.concatenate([some for some, _ in parts]))
+        return Matches(
+            *(
+                np.concatenate([getattr(found, f.name) for _, found in parts])[order]
+                for f in dataclasses.fields(Matches)
+            )
+        )
+
+    def _random(self) -> Matches:
+        count = len(self.robots) if self.config.query == "episode" else len(self.robots.step_of_image)
+        rng = np.random.default_rng(self.config.seed)
+        rows = np.full((count, self.config.clips), -1, dtype=np.int64)
+        number = min(self.config.clips, len(self.index))
+        for query in range(count):
+            rows[query, :number] = rng.choice(len(self.index), number, replace=False)
+        nothing = np.zeros(rows.shape, dtype=np.float32)
+        return Matches(rows, nothing, nothing, nothing)
+
+    def _warp(self) -> np.ndarray:
+        """Return clip frames: (F, J) by robot frame for episode queries, (F, J, T) by window's end for window ones."""
+        robots, rows = self.robots, self.matches.rows
+        if self.config.query == "window":
+            out = np.zeros((len(rows), rows.shape[1], self.history), dtype=np.int64)
+            frames, _ = robots.window_frames(np.arange(len(rows)), self.history)
+            for anchor in range(len(rows)):
+                query = self._features.take(frames[anchor])
+                for j, row in enumerate(rows[anchor]):
+                    if row >= 0:
+                        out[anchor, j] = self.index.align(row, self.history, query, "dtw")
+            return out
+        out = np.zeros((len(robots.step_of_image), rows.shape[1]), dtype=np.int64)
+        for episode in range(len(robots)):
+            own = np.arange(robots.image_start[episode], robots.image_start[episode + 1])
+            query = np.asarray(self._features.take(own), dtype=np.float32)
+            for j, row in enumerate(rows[episode]):
+                if row >= 0:
+                    out[own, j] = warp(unit(query) @ self.index.clip_features(row).T)
+        return out

@@ -1,0 +1,89 @@
+"""What is known of the clips of an index besides their features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arvrm.windows import Names
+
+
+class Coded(Sequence[str]):
+    """A name for each clip, kept as the number of one of few different `names`."""
+
+    def __init__(self, names: Sequence[str], codes: np.ndarray) -> None:
+        self.names, self.codes = names, codes
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, index):  # type: ignore[override]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.names[int(self.codes[index])]
+
+    def rows_of(self, wanted: Sequence[str]) -> np.ndarray:
+        """Return the rows whose name is one of `wanted`, ascending."""
+        if not wanted:
+            return np.zeros(0, dtype=np.int64)
+        wanted = set(wanted)
+        chosen = [number for number, name in enumerate(self.names) if name in wanted]
+        return np.flatnonzero(np.isin(self.codes, chosen)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What is known of the n clips of an index besides their features: arrays, no object for a clip.
+
+    Attributes:
+        ids: n.       instructions, tasks, groups: the different names, and (n,) int32 numbers of them.
+        store: (n,) int32, which of the index's stores.      lengths: (n,) int64, stored frames.
+    """
+
+    ids: Names
+    instructions: tuple[Names, np.ndarray]
+    tasks: tuple[Names, np.ndarray]
+    groups: tuple[Names, np.ndarray]
+    store: np.ndarray
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def save(self, file: Path) -> None:
+        values = {"ids_text": self.ids.text, "ids_end": self.ids.end, "store": self.store, "lengths": self.lengths}
+        for name in ("instructions", "tasks", "groups"):
+            names, codes = getattr(self, name)
+            values |= {f"{name}_text": names.text, f"{name}_end": names.end, name: codes}
+        np.savez(file, **values)
+
+    @classmethod
+    def load(cls, file: Path) -> Clips:
+        with np.load(file, allow_pickle=False) as found:
+            named = [
+                (Names(found[f"{name}_text"], found[f"{name}_end"]), found[name])
+                for name in ("instructions", "tasks", "groups")
+            ]
+            ids = Names(found["ids_text"], found["ids_end"])
+            clips = cls(ids, *named, found["store"], found["lengths"].astype(np.int64))
+        for values in (*(codes for _, codes in named), clips.store, clips.lengths):
+            if len(values) != len(ids):
+                raise ValueError(f"{file.name} has columns of different lengths")
+        return clips
+
+    @classmethod
+    def of_json(cls, entries: Sequence[dict[str, Any]]) -> Clips:
+        """Read the clips of version 1, which kept them in index.json."""
+
+        def named(key: str) -> tuple[Names, np.ndarray]:
+            codes: dict[str, int] = {}
+            numbers = [codes.setdefault(entry[key], len(codes)) for entry in entries]
+            return Names.of(codes), np.array(numbers, dtype=np.int32)
+
+        store, lengths = (np.array([entry[key] for entry in entries], dtype=np.int64) for key in ("store", "frames"))
+        ids = Names.of(entry["id"] for entry in entries)
+        return cls(ids, named("instruction"), named("task"), named("group"), store, lengths)
