@@ -336,7 +336,7 @@ def _report(arguments: list[str]) -> Any:
     parser.add_argument("--title", default="arvrm report")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing page")
     parsed = parser.parse_args(arguments)
-    from arvrm.report import write_report
+    from arvrm.show.report import write_report
 
     return write_report(
         parsed.results, parsed.output, parsed.run, parsed.exhibits, title=parsed.title, overwrite=parsed.overwrite
@@ -344,7 +344,7 @@ def _report(arguments: list[str]) -> Any:
 
 
 def _exhibit(arguments: list[str]) -> Any:
-    from arvrm.exhibits import ExhibitConfig, make_exhibits
+    from arvrm.show.exhibits import ExhibitConfig, make_exhibits
 
     text = "Collect what a report shows of a policy: the map over a hand, retrieved clips beside robot frames."
     return make_exhibits(config_from(ExhibitConfig, "exhibit", arguments, text))
@@ -381,14 +381,14 @@ VERBS: dict[str, Verb] = {
     "convert human": Verb("videos of human hands into a store", _data_verb("convert human")),
     "convert lerobot": Verb("a LeRobot data set v3 into a store", _data_verb("convert lerobot")),
     "export lerobot": Verb("a robot store as a LeRobot data set v3", _data_verb("export lerobot")),
-    "hands fetch-model": Verb("get MediaPipe's hand model, checked", _data_verb("hands fetch-model", "arvrm.look")),
-    "hands show": Verb("film hands: of a video, or a clip of a store", _data_verb("hands show", "arvrm.look")),
-    "hands quality": Verb("one HTML page about a store's hands", _data_verb("hands quality", "arvrm.look")),
+    "hands fetch-model": Verb("get MediaPipe's hand model", _data_verb("hands fetch-model", "arvrm.show.hands")),
+    "hands show": Verb("film hands: of a video, or a clip of a store", _data_verb("hands show", "arvrm.show.hands")),
+    "hands quality": Verb("one HTML page about a store's hands", _data_verb("hands quality", "arvrm.show.hands")),
     "few-shot": Verb("choose episodes of a store: a manifest to share", _data_verb("few-shot")),
     "inspect": Verb("describe an episode store, with a contact sheet", _inspect),
     "merge": Verb("join episode stores", _merge),
     "pretrain": Verb("stage 1: learn hand motion from human clips", _pretrain),
-    "predict-hands": Verb("film a video with what stage 1 foresees", _data_verb("predict-hands", "arvrm.look")),
+    "predict-hands": Verb("film a video with what stage 1 foresees", _data_verb("predict-hands", "arvrm.show.hands")),
     "evaluate-hands": Verb("measure keypoint prediction on held-out clips, with controls", _evaluate_hands),
     "index": Verb("index human clips for retrieval", _index),
     "finetune": Verb("stage 2: train the robot's policy", _finetune),

@@ -236,8 +236,8 @@ def _evaluate(output: Path, settings: dict[str, Any]) -> None:
 
 
 def _report(output: Path, settings: dict[str, Any]) -> None:
-    from arvrm.exhibits import ExhibitConfig, make_exhibits
-    from arvrm.report import write_report
+    from arvrm.show.exhibits import ExhibitConfig, make_exhibits
+    from arvrm.show.report import write_report
 
     results = load_results(output / "results.json")
     # The report shows how long everything took; the results file is where it reads that.

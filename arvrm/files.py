@@ -43,6 +43,12 @@ def write_json(file: str | Path, values: Any, indent: int | None = 1, sort_keys:
         partial.write_text(text + "\n")
 
 
+def check_free(path: str | Path, overwrite: bool) -> None:
+    """Raise UserError if something is at `path` that may not be replaced."""
+    if Path(path).exists() and not overwrite:
+        raise UserError(f"{path}: exists; pass --overwrite to replace it, or another --output")
+
+
 @contextlib.contextmanager
 def replacing(file: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `file` to write to; it takes the file's place if the block ends without error.

@@ -1,6 +1,6 @@
 """Draws docs/filmstrip.png: synthetic hand clips above, the robot's rollout of a chain below.
 
-    python docs/filmstrip.py HUMAN_STORE FILM.mp4
+python docs/filmstrip.py HUMAN_STORE FILM.mp4
 """
 
 import sys
@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from arvrm.episodes import EpisodeStore
-from arvrm.exhibits import draw_hand
 from arvrm.films import film_strip
 from arvrm.retrieval import resample
+from arvrm.show.skeleton import draw_skeleton
 
 WIDTH, CLIPS, FRAMES = 1500, 2, 4
 
@@ -36,8 +36,8 @@ def hands(store: EpisodeStore) -> Image.Image:
         draw.text((left + 10, 15), f"human: {header.instruction}", fill="#e8eaed", font=font, anchor="lm")
         for k, (row, frame) in enumerate(zip(rows, frames, strict=True)):
             step = header.image_steps[row]
-            picture = draw_hand(Image.fromarray(frame), arrays["keypoints"][step], arrays["visible"][step])
-            strip.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (left + k * side, 30))
+            hand = arrays["keypoints"][step], arrays["visible"][step]
+            strip.paste(Image.fromarray(draw_skeleton(frame, *hand, size=(side, side))), (left + k * side, 30))
     return strip
 
 

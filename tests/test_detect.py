@@ -119,7 +119,7 @@ def test_without_mediapipe_the_line_names_the_extra(model, monkeypatch):
 
 
 def test_importing_the_detector_does_not_import_mediapipe():
-    code = "import sys, arvrm.hands.detect, arvrm.look; assert not {'mediapipe', 'cv2'} & set(sys.modules)"
+    code = "import sys, arvrm.hands.detect, arvrm.show.hands; assert not {'mediapipe', 'cv2'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

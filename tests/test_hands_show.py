@@ -15,9 +15,11 @@ from arvrm.cli import main
 from arvrm.episodes import EpisodeStore
 from arvrm.films import read_film
 from arvrm.hands.quality import QualityLimits
-from arvrm.hands.show import FINGER_COLOURS, draw_normal_form, draw_skeleton, skeleton_figure
 from arvrm.interface import KEYPOINTS, UserError
-from arvrm.look import Foresight, follow_video, predict_hands, quality_page, show_clip, show_video
+from arvrm.show.hands import follow_video, predict_hands, show_clip, show_video
+from arvrm.show.predictor import HandPredictor
+from arvrm.show.quality import quality_page
+from arvrm.show.skeleton import FINGER_COLOURS, draw_normal_form, draw_skeleton, skeleton_figure
 
 GREY = np.full((200, 300, 3), 90, np.uint8)
 
@@ -170,14 +172,14 @@ def test_an_untrained_model_foresees_that_the_hand_stays(store, checkpoint):
     identity = store.ids[0]
     header, arrays = store.header(identity), store.arrays(identity, ["keypoints", "visible"])
     images = store.frames(identity, "rgb_static", np.arange(len(header.image_steps)))
-    model = Foresight(checkpoint)
+    model = HandPredictor(checkpoint)
     assert model.stride(30) == 3 and model.stride(10) == 1 and model.image_size == 32
     steps = header.image_steps
     seen = np.ones_like(arrays["visible"])
-    found, known, _, _ = model.foresee("open it", arrays["keypoints"], seen, images, steps, header.fps)
+    found, known, _, _ = model.predict("open it", arrays["keypoints"], seen, images, steps, header.fps)
     assert not known[0].any() and known[1:].all()
     np.testing.assert_allclose(found[1:, :, :2], arrays["keypoints"][steps[1:] - 3, :, :2], atol=1e-3)
-    ahead, _, now, _ = model.foresee("open it", arrays["keypoints"], seen, images, steps, header.fps, ahead=True)
+    ahead, _, now, _ = model.predict("open it", arrays["keypoints"], seen, images, steps, header.fps, from_here=True)
     np.testing.assert_allclose(ahead, now, atol=1e-3)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from arvrm.episodes import EpisodeHeader, EpisodeStore
-from arvrm.interface import KEYPOINTS, UserError
+from arvrm.files import replacing
+from arvrm.interface import UserError
+from arvrm.show.skeleton import draw_skeleton
 
 
 def draw_contact_sheet(path: str | Path, file: str | Path, rows: int = 16) -> None:
@@ -24,8 +25,6 @@ def draw_contact_sheet(path: str | Path, file: str | Path, rows: int = 16) -> No
     Raises:
         UserError: the store cannot be read or is empty, or the sheet cannot be written.
     """
-    from PIL import Image, ImageDraw
-
     store, file = EpisodeStore(path), Path(file)
     headers = list(store.headers())
     if not headers:
@@ -53,33 +52,11 @@ def draw_contact_sheet(path: str | Path, file: str | Path, rows: int = 16) -> No
         picked = np.linspace(0, header.frames - 1, per_camera).round().astype(int)
         for c, camera in enumerate(cameras):
             for j, (row, image) in enumerate(zip(picked, store.frames(header.id, camera, picked), strict=True)):
-                picture = Image.fromarray(image).resize((tile, tile), Image.Resampling.BICUBIC)
                 if header.embodiment == "human":
                     at = slice(int(header.image_steps[row]), int(header.image_steps[row]) + 1)
                     hand = store.arrays(header.id, ("keypoints", "visible"), at)
-                    scale = tile / np.array(image.shape[1::-1])
-                    _draw_skeleton(picture, hand["keypoints"][0], hand["visible"][0], scale)
+                    image = draw_skeleton(image, hand["keypoints"][0], hand["visible"][0], size=(tile, tile))
+                picture = Image.fromarray(image).resize((tile, tile), Image.Resampling.BICUBIC)
                 sheet.paste(picture, ((c * per_camera + j) * tile, top + caption))
-    partial = file.with_name(file.name + ".partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as partial:
         sheet.save(partial, "PNG")
-        os.replace(partial, file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror}); choose another path") from error
-
-
-def _draw_skeleton(picture: Any, keypoints: np.ndarray, visible: np.ndarray, scale: np.ndarray) -> None:
-    from PIL import ImageDraw
-
-    draw = ImageDraw.Draw(picture)
-    points = keypoints[:, :2] * scale
-    colours = ("#f5a524", "#2eb67d", "#3fa7f5", "#b57edc", "#e5484d")
-    for hand in range(0, len(points), len(KEYPOINTS)):
-        for finger, colour in enumerate(colours):
-            chain = [hand, *range(hand + 1 + 4 * finger, hand + 5 + 4 * finger)]
-            for a, b in zip(chain, chain[1:], strict=False):
-                draw.line([*points[a], *points[b]], fill=colour, width=2 if visible[a] and visible[b] else 1)
-            for k in chain:
-                x, y = points[k]
-                draw.ellipse([x - 2, y - 2, x + 2, y + 2], outline=colour, fill=colour if visible[k] else None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -15,7 +17,7 @@ SIDE_COLOURS = ("#7dd3fc", "#fda4af")
 GHOST = "#ffffff"
 PAPER, INK, FAINT = "#16181d", "#e8eaed", "#8b9099"
 POINTS = len(KEYPOINTS)
-_POSE = {  # an open right hand seen from its back, in shares of the picture
+OPEN_HAND = {
     "wrist": ((0.50, 0.92),),
     "thumb": ((0.33, 0.83), (0.22, 0.71), (0.14, 0.60), (0.07, 0.50)),
     "index": ((0.36, 0.52), (0.32, 0.36), (0.30, 0.25), (0.28, 0.14)),
@@ -23,6 +25,7 @@ _POSE = {  # an open right hand seen from its back, in shares of the picture
     "ring": ((0.62, 0.52), (0.64, 0.35), (0.65, 0.24), (0.66, 0.13)),
     "little": ((0.74, 0.59), (0.79, 0.46), (0.82, 0.37), (0.85, 0.28)),
 }
+"""An open right hand seen from its back, in shares of the picture: u, v of the wrist and of each finger's points."""
 
 
 def draw_skeleton(
@@ -137,7 +140,7 @@ def skeleton_figure(size: int = 760) -> Image.Image:
     """The figure of docs/hands.md: the 21 points of an open right hand seen from its back, with number and name."""
     picture = Image.new("RGB", (size + 260, size), "#ffffff")
     draw = ImageDraw.Draw(picture)
-    points = [np.array(point) * size for name in ("wrist", *FINGERS) for point in _POSE[name]]
+    points = [np.array(point) * size for name in ("wrist", *FINGERS) for point in OPEN_HAND[name]]
     for a, b in BONES:
         draw.line([*points[a], *points[b]], fill=FINGER_COLOURS[(b - 1) // 4], width=7)
     font = ImageFont.load_default(15)
@@ -149,3 +152,19 @@ def skeleton_figure(size: int = 760) -> Image.Image:
         label = f"{k:>2}  {KEYPOINTS[k]}"
         draw.text((size + 20, row), label, fill=colour, font=ImageFont.load_default(18), anchor="lm")
     return picture
+
+
+def even_size(width: int, height: int, longest: int, enlarge: bool = False) -> tuple[int, int]:
+    """Return W, H of a film, both even, the longer `longest` pixels at most (with `enlarge`: just so)."""
+    scale = longest / max(width, height)
+    if not enlarge:
+        scale = min(scale, 1.0)
+    return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
+
+
+def interpolated_hands(meta: dict[str, Any], steps: int, hands: int) -> np.ndarray:
+    """Return (steps, hands) bool: hands that a conversion filled in between frames, as a clip's `meta` says."""
+    thin = np.zeros((steps, hands), bool)
+    rows = [row for row in meta.get("interpolated_frames", []) if isinstance(row, int) and 0 <= row < steps]
+    thin[rows] = True
+    return thin

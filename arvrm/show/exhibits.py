@@ -14,19 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from arvrm.episodes import EpisodeStore
-from arvrm.hands.skeleton import BONES
 from arvrm.interface import KEYPOINTS, UserError
 from arvrm.model.checkpoint import load_checkpoint
 from arvrm.model.encoders import TextEncoder
 from arvrm.retrieval import ClipIndex, Matches, resample
 from arvrm.robots.calvin import COMPONENTS
+from arvrm.show.skeleton import draw_skeleton
 
 PICTURE_PX = 192
-FINGER_COLOURS = ("#f5a524", "#2eb67d", "#3fa7f5", "#b57edc", "#e5484d")
-"""Thumb to little finger."""
 QUERY_FRAMES = 8
 
 
@@ -139,12 +137,13 @@ def _clips(
         store, identity = stores[index.store[row]], index.ids[row]
         header = store.header(identity)
         frame = header.frames // 2
-        picture = Image.fromarray(store.frames(identity, "rgb_static", np.array([frame]))[0])
+        image = store.frames(identity, "rgb_static", np.array([frame]))[0]
         arrays = store.arrays(identity, ["keypoints", "visible"])
         step = header.image_steps[frame]
-        picture = draw_hand(picture, arrays["keypoints"][step], arrays["visible"][step])
+        size = (PICTURE_PX, round(image.shape[0] * PICTURE_PX / image.shape[1]))
+        drawn = draw_skeleton(image, arrays["keypoints"][step], arrays["visible"][step], size=size)
         name = f"query_{number}_clip_{j}.png"
-        _save(picture, folder / name)
+        _save(Image.fromarray(drawn), folder / name)
         shown.append(
             {
                 "id": identity,
@@ -174,23 +173,6 @@ def choose_episodes(store: EpisodeStore, count: int, seed: int) -> list[str]:
             if by_task[task] and len(chosen) < count:
                 chosen.append(by_task[task].pop(int(rng.integers(len(by_task[task])))))
     return chosen
-
-
-def draw_hand(picture: Image.Image, keypoints: np.ndarray, visible: np.ndarray) -> Image.Image:
-    """Draw keypoints (K, 3; pixels of `picture`) as a skeleton over an enlarged copy; hidden points are hollow."""
-    scale = PICTURE_PX / picture.width
-    large = picture.resize((PICTURE_PX, round(picture.height * scale)), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(large)
-    for hand in range(0, len(keypoints), len(KEYPOINTS)):
-        points = (keypoints[hand : hand + len(KEYPOINTS), :2] + 0.5) * scale
-        seen = visible[hand : hand + len(KEYPOINTS)]
-        for a, b in BONES:
-            width = 2 if seen[a] and seen[b] else 1
-            draw.line([*points[a], *points[b]], fill=FINGER_COLOURS[(b - 1) // 4], width=width)
-        for k, (x, y) in enumerate(points):
-            colour = "#ffffff" if k == 0 else FINGER_COLOURS[(k - 1) // 4]
-            draw.ellipse([x - 1.5, y - 1.5, x + 1.5, y + 1.5], outline=colour, fill=colour if seen[k] else None)
-    return large
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -1,0 +1,239 @@
+"""Results, training runs and exhibits as one self-contained page: films and pictures are data URIs."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from arvrm.files import check_free, replacing
+from arvrm.interface import UserError
+from arvrm.results import load_results, scene_changes
+from arvrm.show.figures import SERIES, chain_figure, curve_figure, map_figure, task_figure
+
+CURVES = (
+    "loss", "loss_arm", "loss_gripper", "arm_error", "gripper_accuracy", "loss_state", "loss_analogy", "loss_replay",
+    "loss_localisation", "loss_geometry", "loss_image", "error_1", "error_5", "error_10",
+)  # fmt: skip
+
+
+def write_report(
+    results: Sequence[str | Path],
+    output: str | Path,
+    runs: Sequence[str | Path] = (),
+    exhibits: str | Path | None = None,
+    title: str = "arvrm report",
+    overwrite: bool = False,
+) -> Path:
+    """Write the page; it appears whole or not at all.
+
+    Args:
+        results: files written by `arvrm evaluate`, to be compared; films of the first that has any are shown.
+        runs: folders of training runs, for their curves.
+        exhibits: folder written by `arvrm exhibit`.
+    Raises:
+        UserError: the page exists (without `overwrite`), or an input is missing or damaged.
+    """
+    import jinja2
+
+    output = Path(output)
+    check_free(output, overwrite)
+    loaded = [(Path(path), load_results(path)) for path in results]
+    names = result_names([path for path, _ in loaded], [values for _, values in loaded])
+    shown = [values for _, values in loaded]
+    template = resources.files("arvrm").joinpath("resources/report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    named = list(zip(names, shown, strict=True))
+    page = environment.from_string(template).render(
+        title=title,
+        rows=[summary_row(name, values, SERIES[i % len(SERIES)]) for i, (name, values) in enumerate(named)],
+        curve=_safe(chain_figure(names, shown)),
+        tasks=_safe(task_figure(names, shown)),
+        films=[f for (path, values), name in zip(loaded, names, strict=True) for f in film_entries(path, values, name)],
+        runs=[run_entry(Path(folder)) for folder in runs],
+        exhibits=exhibit_entries(Path(exhibits)) if exhibits else None,
+        details=[(name, detail_rows(values), json.dumps(values["config"], indent=1)) for name, values in named],
+    )
+    with replacing(output) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return output
+
+
+def _safe(svg: str) -> Any:
+    import markupsafe
+
+    return markupsafe.Markup(svg)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is said of results
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def result_names(paths: list[Path], values: list[dict[str, Any]]) -> list[str]:
+    """Short names that tell the results apart: policy and scene, else with the file's name."""
+    plain = [describe(one) for one in values]
+    if len(set(plain)) == len(plain):
+        return plain
+    return [f"{path.parent.name}/{path.stem}" if path.parent.name else path.stem for path in paths]
+
+
+def describe(values: dict[str, Any]) -> str:
+    """One line: who acted where."""
+    config = values["config"]
+    who = {"checkpoint": "learnt policy", "expert": "scripted expert", "random": "random actions"}
+    where = f"{'official' if config.get('assets') == 'calvin' else 'built-in'} scene {config.get('scene')}"
+    said = config.get("instructions")
+    words = "" if said == "validation" else f", {said} instructions"
+    if changes := scene_changes(config):
+        words += f", {changes}"
+    return f"{who.get(config.get('policy'), 'policy')}, {where}{words}"
+
+
+def summary_row(name: str, values: dict[str, Any], colour: str) -> dict[str, Any]:
+    """What the cards and the comparison table show of one results file."""
+    low, high = values["average_length_ci95"]
+    longest = len(values["success_rates"])
+    return {
+        "name": name,
+        "colour": colour,
+        "chains": len(values["chains"]),
+        "single": longest == 1,
+        "longest": longest,
+        "average": f"{values['average_length']:.2f}",
+        "interval": f"{low:.2f} to {high:.2f}",
+        "rates": [f"{100 * rate:.0f}" for rate in values["success_rates"]],
+        "crashed": values.get("crashed", 0),
+        "tasks": len(values["per_task"]),
+    }
+
+
+def detail_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Versions, hardware, times and the like, as (what, value)."""
+    versions, rows = values["versions"], []
+    rows.append(("commit", versions.get("commit") or "unknown (no git checkout)"))
+    rows.append(("hardware", versions.get("hardware", "")))
+    software = [f"{name} {versions[name]}" for name in ("python", "torch", "pybullet") if versions.get(name)]
+    rows.append(("software", ", ".join(software)))
+    for key, text in (("simulator", "simulator"), ("assets", "scene files, hash"), ("renderer", "renderer")):
+        if versions.get(key):
+            rows.append((text, versions[key]))
+    rows.append(("seed", str(values["config"].get("seed"))))
+    if values.get("policy_identity"):
+        rows.append(("checkpoint, hash", str(values["policy_identity"].get("hash", ""))[:16]))
+    rows.append(("time", f"{clock(values.get('seconds', 0))}, {values.get('chains_per_hour') or 0:.0f} chains an hour"))
+    if values.get("time_share"):
+        share = sorted(values["time_share"].items(), key=lambda item: -item[1])
+        rows.append(("simulators' time", ", ".join(f"{kind} {100 * part:.0f} %" for kind, part in share)))
+    if values.get("planning"):
+        of = values["planning"]
+        rows.append(("planning", f"{of['plans']} plans, {of['mean_batch']} at once, {of['ms_per_plan']} ms each"))
+    if values.get("stage_seconds"):
+        rows.append(("stages", ", ".join(f"{stage} {clock(s)}" for stage, s in values["stage_seconds"].items())))
+    return rows
+
+
+def clock(seconds: float) -> str:
+    """Seconds as minutes:seconds."""
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+
+
+def film_entries(path: Path, values: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Films of a results file, successes first, as data URIs; films that are gone are left out."""
+    by_film = {Path(film).name: path.parent / film for film in values.get("films", [])}
+    entries = []
+    for chain in values["chains"]:
+        file = by_film.get(chain.get("film", ""))
+        if file is None or not file.is_file():
+            continue
+        done, tasks = chain["completed"], chain["tasks"]
+        entries.append(
+            {
+                "source": data_uri(file, "video/mp4"),
+                "name": name,
+                "chain": chain["index"],
+                "completed": done,
+                "total": len(tasks),
+                "tasks": [
+                    (task.replace("_", " "), "done" if i < done else "failed" if i == done else "open")
+                    for i, task in enumerate(tasks)
+                ],
+            }
+        )
+    return sorted(entries, key=lambda entry: -entry["completed"])
+
+
+def data_uri(file: Path, kind: str) -> str:
+    """The file as a data URI of this media type."""
+    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def run_entry(folder: Path) -> dict[str, Any]:
+    """Curves and configuration of a training run.
+
+    Raises:
+        UserError: the folder holds no metrics.
+    """
+    try:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"{folder}/metrics.jsonl: {error.strerror}; give the folder of a training run") from error
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # the last line of a run that is being written
+    try:
+        run = json.loads((folder / "run.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        run = {}
+    stage = {"pretrain": "Stage 1: keypoints of human clips", "finetune": "Stage 2: the robot's policy"}
+    figures = [_safe(figure) for key in CURVES if (figure := curve_figure(records, key))]
+    last = max((record["step"] for record in records), default=0)
+    seconds = max((record.get("seconds", 0.0) for record in records), default=0.0)
+    return {
+        "name": stage.get(run.get("stage"), folder.name),
+        "note": f"{last} updates in {clock(seconds)}",
+        "figures": figures,
+        "config": json.dumps(run.get("config", {}), indent=1),
+    }
+
+
+def exhibit_entries(folder: Path) -> dict[str, Any]:
+    """Retrieved clips and the map.
+
+    Raises:
+        UserError: no exhibits there.
+    """
+    try:
+        found = json.loads((folder / "exhibits.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder}/exhibits.json: cannot be read; give a folder written by `arvrm exhibit`") from error
+    queries = []
+    for query in found.get("retrieval", []):
+        queries.append(
+            {
+                **query,
+                "picture": data_uri(folder / query["picture"], "image/png"),
+                "clips": [
+                    {**clip, "picture": data_uri(folder / clip["picture"], "image/png")} for clip in query["clips"]
+                ],
+            }
+        )
+    maps = []
+    if "map" in found:
+        described = found["map"]
+        by_sentence = described.get("by_sentence") or {"": described["weights"]}
+        for sentence, weights in by_sentence.items():
+            figures = [
+                _safe(map_figure(component, row, found["keypoints"]))
+                for component, row in zip(found["components"], weights, strict=True)
+            ]
+            maps.append({"sentence": sentence, "figures": figures})
+    return {"queries": queries, "maps": maps, "map": found.get("map")}
