@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from arvrm import paper, processes
 from arvrm.evaluation import evaluate
 from arvrm.interface import UserError
-from arvrm.model import shares
+from arvrm.model import split_batch
 from arvrm.model.checkpoint import load_checkpoint
 from arvrm.results import ChainLog, ChainRecord, load_results
 from arvrm.training.distribution import Piece, check_division
@@ -179,12 +179,12 @@ def test_shares_divide_by_what_all_let_count_and_draw_their_own_rows():
     for number in range(3):
         generator = torch.Generator().manual_seed(7)
         total = lambda tensor: tensor.fill_(float(counts.sum()))  # noqa: E731
-        with shares.holding(shares.Share(number, 3, total, generator)):
-            means.append(float(values[number] / shares.divisor(counts[number])))
-            drawn.append(shares.draw_rows(lambda n, g: torch.rand(n, 2, generator=g), 4))
+        with split_batch.holding(split_batch.Share(number, 3, total, generator)):
+            means.append(float(values[number] / split_batch.divisor(counts[number])))
+            drawn.append(split_batch.draw_rows(lambda n, g: torch.rand(n, 2, generator=g), 4))
     assert np.mean(means) == pytest.approx(5.0 / 6)
     assert torch.equal(torch.cat(drawn), torch.rand(12, 2, generator=torch.Generator().manual_seed(7)))
-    assert int(shares.divisor(torch.tensor(0))) == 1 and int(shares.divisor(torch.tensor(4))) == 4
+    assert int(split_batch.divisor(torch.tensor(0))) == 1 and int(split_batch.divisor(torch.tensor(4))) == 4
 
 
 # Evaluation ----------------------------------------------------------------------------------------------------------

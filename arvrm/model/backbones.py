@@ -23,6 +23,36 @@ HEAD_WIDTH = 64
 """Numbers of an attention head in all of these models."""
 
 
+def transformers_for(need: str) -> Any:
+    """Return the library transformers.
+
+    Raises:
+        UserError: `need` needs it, and it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError(f"{need} needs transformers; run pip install 'arvrm[backbones]'") from error
+    return transformers
+
+
+def pretrained(kind: Any, path: str | None, place: str) -> Any:
+    """Return what the class `kind` of transformers loads from a local directory, a hub name or an original file.
+
+    Raises:
+        UserError: `path`, the setting at `place`, is not set, or nothing can be loaded from it.
+    """
+    if not path:
+        raise UserError(f"{place} is not set; give a local directory with the weights, a hub name or the original file")
+    if Path(path).is_file():
+        return load_original(path, kind.__name__)
+    try:
+        return kind.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{place}: cannot load {path!r} ({reason}); download it once and give its directory") from error
+
+
 def read_tensors(file: str | Path) -> dict[str, Tensor]:
     """Read the weights of a .pth, .pt (also TorchScript's) or .safetensors file; no code in it is run.
 

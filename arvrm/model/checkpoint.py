@@ -19,9 +19,9 @@ from torch import nn
 from arvrm import config as configuration
 from arvrm.interface import UserError
 from arvrm.model.config import ModelConfig
-from arvrm.model.encoders import VitEncoder
 from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.policy_net import PolicyNet
+from arvrm.model.vit import VitEncoder
 from arvrm.robots.calvin import Statistics
 
 FORMAT = 1

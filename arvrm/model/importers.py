@@ -28,8 +28,8 @@ from arvrm.interface import UserError
 from arvrm.model import backbones
 from arvrm.model.checkpoint import save_checkpoint
 from arvrm.model.config import LossConfig, ModelConfig, SecondVisionConfig, TextConfig, VisionConfig
-from arvrm.model.encoders import pretrained_model
 from arvrm.model.policy_net import PolicyNet
+from arvrm.model.vit import pretrained_model
 
 CLIP = "openai/clip-vit-base-patch32"
 PUBLISHED: dict[str, Any] = {

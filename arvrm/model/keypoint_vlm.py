@@ -10,19 +10,15 @@ from torch import Tensor, nn
 
 from arvrm.interface import HumanBatch, UserError
 from arvrm.model.config import ModelConfig
-from arvrm.model.encoders import (
-    ConvEncoder,
-    JointEncoder,
-    TextPool,
-    VitEncoder,
-    centres,
-    fit_images,
-    image_encoder,
-    jitter_colours,
-    splat_cross_entropy,
-)
-from arvrm.model.shares import divisor
+from arvrm.model.conv import ConvEncoder
+from arvrm.model.heatmaps import centres, splat_cross_entropy
+from arvrm.model.image_encoder import image_encoder
+from arvrm.model.joints import JointEncoder
+from arvrm.model.pixels import fit_images, jitter_colours
+from arvrm.model.split_batch import divisor
+from arvrm.model.text import TextPool
 from arvrm.model.transformer import PerceiverResampler, Transformer, expect, expect_frames, mlp, sequence_mask
+from arvrm.model.vit import VitEncoder
 
 _SLOWING, _MOTIONS = 0.8, 3
 _NEAR = 1e-3

@@ -11,150 +11,21 @@ from torch import Tensor, nn
 from arvrm.interface import RobotBatch, UserError
 from arvrm.model.analogy import AnalogyMap
 from arvrm.model.config import ModelConfig
-from arvrm.model.encoders import (
-    ComponentEncoder,
-    centres,
-    fit_images,
-    image_encoder,
-    second_encoder,
-    splat_cross_entropy,
-)
+from arvrm.model.heads import FlowHead, RegressionHead, queries
+from arvrm.model.heatmaps import centres, splat_cross_entropy
+from arvrm.model.image_encoder import image_encoder, second_encoder
+from arvrm.model.image_head import ImageHead
+from arvrm.model.joints import ComponentEncoder
 from arvrm.model.keypoint_vlm import ImageTokens, KeypointVLM
-from arvrm.model.shares import divisor, draw_rows
-from arvrm.model.transformer import FullBlock, PerceiverResampler, activation, expect, expect_frames, mlp
+from arvrm.model.landmarks import Geometry
+from arvrm.model.pixels import fit_images
+from arvrm.model.split_batch import divisor
+from arvrm.model.transformer import PerceiverResampler, expect, expect_frames, mlp
 from arvrm.robots.calvin import ARM, CALVIN, COMPONENTS, Statistics
 
 STATE_SIZE = CALVIN.state_size
 OPENED = 10
 """Where `encode_state` has the last gripper command: 1 open, beside it 1 closed."""
-
-
-class RegressionHead(nn.Module):
-    """Query outputs to actions: six arm numbers and a gripper logit, by two layers and one linear readout each."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        width, half = config.width, config.width // 2
-        self.queries = queries(config)
-        self.each = config.chunk // self.queries
-        act = activation(config.head_activation)
-        hidden = half if self.each == 1 else width
-        self.layers = nn.Sequential(nn.Linear(width, hidden), act, nn.Linear(hidden, hidden), act)
-        self.arm = nn.Linear(hidden, ARM * self.each)
-        self.gripper = nn.Linear(hidden, self.each)
-
-    def forward(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        """Return arm (B, F, C, 6) and gripper logits (B, F, C) for out (B, F, queries, d)."""
-        hidden = self.layers(out)
-        arm = self.arm(hidden).unflatten(-1, (self.each, ARM)).flatten(2, 3)
-        return arm.float(), self.gripper(hidden).flatten(2).float()
-
-
-class FlowHead(nn.Module):
-    """Flow matching for the arm: a velocity field over the whole chunk that carries noise to actions.
-
-    Straight paths x_t = (1 - t) noise + t action (Lipman et al., 2023). The gripper stays a logit.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        width, chunk = config.width, config.chunk
-        self.steps, self.chunk = config.flow_steps, chunk
-        self.regression = RegressionHead(config)
-        self.condition = nn.Linear(width, width * (chunk // queries(config)))
-        self.place = nn.Parameter(0.02 * torch.randn(chunk, width))
-        self.lift = nn.Linear(ARM, width)
-        self.clock = mlp(32, width, width)
-        self.mix = nn.ModuleList(nn.Linear(chunk, chunk) for _ in range(2))
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(5))
-        self.layers = nn.ModuleList(mlp(width, 2 * width, width) for _ in range(2))
-        self.velocity = nn.Linear(width, ARM)
-        nn.init.zeros_(self.velocity.weight)
-        nn.init.zeros_(self.velocity.bias)
-        # Every plan starts at the same noise, so that a plan does not depend on what else is in the batch.
-        noise = torch.randn(chunk, ARM, generator=torch.Generator().manual_seed(0))
-        self.register_buffer("start", noise)
-
-    def field(self, x: Tensor, time: Tensor, conditions: Tensor) -> Tensor:
-        """Return the velocity (N, C, 6) at x (N, C, 6) and time (N,) in [0, 1]; conditions (N, C, d)."""
-        rates = torch.exp(torch.linspace(0.0, math.log(100.0), 16, device=x.device))
-        angle = time[:, None] * rates
-        clock = self.clock(torch.cat([angle.sin(), angle.cos()], dim=-1))
-        h = self.lift(x) + conditions + self.place + clock[:, None]
-        for i, (mix, layer) in enumerate(zip(self.mix, self.layers, strict=True)):
-            h = h + mix(self.norms[2 * i](h).transpose(1, 2)).transpose(1, 2)
-            h = h + layer(self.norms[2 * i + 1](h))
-        return self.velocity(self.norms[4](h)).float()
-
-    def conditions(self, out: Tensor) -> Tensor:
-        """Return (B F, C, d) for out (B, F, queries, d)."""
-        width = out.shape[-1]
-        return self.condition(out).unflatten(-1, (-1, width)).flatten(2, 3).flatten(0, 1)
-
-    def error(self, out: Tensor, arm: Tensor) -> Tensor:
-        """Return the flow-matching error (B, F, C, 6), squared, at one random time per chunk, for arm (B, F, C, 6)."""
-        target = arm.flatten(0, 1)
-        rows, each, device = len(target), target.shape[1:], target.device
-        noise = draw_rows(lambda n, g: torch.randn(n, *each, generator=g, device=device), rows)
-        time = draw_rows(lambda n, g: torch.rand(n, generator=g, device=device), rows)
-        x = torch.lerp(noise, target, time[:, None, None])
-        velocity = self.field(x, time, self.conditions(out))
-        return (velocity - (target - noise)).square().view_as(arm)
-
-    def forward(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        """Integrate from the fixed noise: arm (B, F, C, 6), gripper logits (B, F, C)."""
-        conditions = self.conditions(out)
-        x = self.start.expand(len(conditions), -1, -1)
-        for i in range(self.steps):
-            time = torch.full((len(x),), i / self.steps, device=x.device)
-            x = x + self.field(x, time, conditions) / self.steps
-        return x.unflatten(0, out.shape[:2]), self.regression(out)[1]
-
-
-def queries(config: ModelConfig) -> int:
-    """Action queries per frame."""
-    return config.chunk if config.action_queries == "each" else 1
-
-
-class ImageHead(nn.Module):
-    """MAE-style decoder: image-query outputs and mask tokens to the pixels of a coming frame, normalised per patch."""
-
-    def __init__(self, config: ModelConfig, size: int) -> None:
-        super().__init__()
-        if size % config.image_patch:
-            raise UserError(f"image_patch: {config.image_patch} does not divide the image of {size} pixels")
-        self.size, self.patch = size, config.image_patch
-        count, width = (size // config.image_patch) ** 2, config.width
-        self.embed = nn.Linear(width, width)
-        self.mask = nn.Parameter(0.02 * torch.randn(width))
-        self.position = nn.Parameter(0.02 * torch.randn(count, width))
-        self.official = config.image_decoder == "shared"
-        heads, act = config.image_decoder_heads or config.heads, "exact gelu" if self.official else "gelu"
-        self.blocks = nn.ModuleList(FullBlock(width, heads, act) for _ in range(config.image_decoder_layers))
-        self.norm = nn.LayerNorm(width)
-        self.pixels = nn.Linear(width, 3 * config.image_patch**2)
-
-    def forward(self, out: Tensor) -> Tensor:
-        """Return patches (N, P, 3 patch^2) for query outputs (N, M + 1, d)."""
-        given = self.embed(out)
-        x, masked = given, (self.mask + self.position).to(given.dtype)
-        for i, block in enumerate(self.blocks):
-            # Mask tokens enter alike for all images, and only they are read in the end.
-            last = i == len(self.blocks) - 1
-            x = block(x, common=masked if i == 0 else None, skip=out.shape[1] if last else 0)
-        return self.pixels(self.norm(x)).float()
-
-    def target(self, images: Tensor) -> Tensor:
-        """Return (N, P, 3 patch^2) for images (N, size, size, 3): pixels with each patch's mean and scale taken out.
-
-        Images are uint8, or float where they are normalised as a ViT reads them (the shared decoder).
-        """
-        side, p = self.size // self.patch, self.patch
-        x = images.reshape(-1, side, p, side, p, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, side * side, 3 * p * p)
-        if self.official:
-            return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True).sqrt() + 1e-6)
-        x = x.float() / 255.0
-        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt()
 
 
 class OfficialState(nn.Module):
@@ -178,35 +49,6 @@ class OfficialState(nn.Module):
         gripper = state[..., OPENED : OPENED + 2].flip(-1)
         arm = self.arm(torch.cat([pose[..., :3], angles], dim=-1))
         return self.join(torch.cat([arm, self.gripper(gripper.to(arm.dtype))], dim=-1))
-
-
-class Geometry(nn.Module):
-    """Where landmarks are from the gripper, by the points that the static camera's heatmaps mark and the robot's pose.
-
-    CALVIN's static camera is far away and sees the table nearly in parallel projection, so a linear layer does most of
-    it (to millimetres, where the points are right); an MLP bends the rest. All in float32.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        count, width = 2 * config.vision.points + len(COMPONENTS), config.width
-        self.straight = nn.Linear(count, 3 * config.vision.landmarks)
-        self.bend = mlp(count, width, 3 * config.vision.landmarks)
-        nn.init.zeros_(self.bend[-1].weight)
-        nn.init.zeros_(self.bend[-1].bias)
-        self.token = mlp(3 * config.vision.landmarks + STATE_SIZE, 2 * width, width)
-
-    def forward(self, points: Tensor, components: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return offsets (B, T, N, 3) in LANDMARK_UNIT_M and a token (B, T, d) that carries them.
-
-        Args:
-            points: (B, T, points, 2); components: (B, T, S); state: (B, T, Ds).
-        """
-        with torch.autocast(points.device.type, enabled=False):
-            x = torch.cat([points.float().flatten(2), components.float()], dim=-1)
-            offsets = self.straight(x) + self.bend(x)
-            token = self.token(torch.cat([offsets, state.float()], dim=-1))
-        return offsets.unflatten(-1, (-1, 3)), token
 
 
 class SecondSight(nn.Module):

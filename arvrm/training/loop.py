@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from arvrm import processes
 from arvrm.interface import UserError
-from arvrm.model.shares import Share, holding
+from arvrm.model.split_batch import Share, holding
 from arvrm.model.transformer import attention_kernel, compile_blocks
 from arvrm.training.distribution import (
     Piece,

@@ -1,4 +1,4 @@
-"""A batch that several processes hold in equal shares: how one of them computes what it would with the whole batch.
+"""A batch split over several processes in equal shares: how one of them computes what it would with the whole batch.
 
 A loss is a mean over what a mask lets count, and shares rarely let as much count as each other. So each process divides
 its sum by the count of all of them over their number: the mean over the processes, which is what becomes of gradients,

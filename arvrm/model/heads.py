@@ -1,0 +1,100 @@
+"""From the outputs of action queries to actions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from arvrm.model.config import ModelConfig
+from arvrm.model.split_batch import draw_rows
+from arvrm.model.transformer import activation, mlp
+from arvrm.robots.calvin import ARM
+
+
+def queries(config: ModelConfig) -> int:
+    """Action queries per frame."""
+    return config.chunk if config.action_queries == "each" else 1
+
+
+class RegressionHead(nn.Module):
+    """Query outputs to actions: six arm numbers and a gripper logit, by two layers and one linear readout each."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, half = config.width, config.width // 2
+        self.queries = queries(config)
+        self.each = config.chunk // self.queries
+        act = activation(config.head_activation)
+        hidden = half if self.each == 1 else width
+        self.layers = nn.Sequential(nn.Linear(width, hidden), act, nn.Linear(hidden, hidden), act)
+        self.arm = nn.Linear(hidden, ARM * self.each)
+        self.gripper = nn.Linear(hidden, self.each)
+
+    def forward(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Return arm (B, F, C, 6) and gripper logits (B, F, C) for out (B, F, queries, d)."""
+        hidden = self.layers(out)
+        arm = self.arm(hidden).unflatten(-1, (self.each, ARM)).flatten(2, 3)
+        return arm.float(), self.gripper(hidden).flatten(2).float()
+
+
+class FlowHead(nn.Module):
+    """Flow matching for the arm: a velocity field over the whole chunk that carries noise to actions.
+
+    Straight paths x_t = (1 - t) noise + t action (Lipman et al., 2023). The gripper stays a logit.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, chunk = config.width, config.chunk
+        self.steps, self.chunk = config.flow_steps, chunk
+        self.regression = RegressionHead(config)
+        self.condition = nn.Linear(width, width * (chunk // queries(config)))
+        self.place = nn.Parameter(0.02 * torch.randn(chunk, width))
+        self.lift = nn.Linear(ARM, width)
+        self.clock = mlp(32, width, width)
+        self.mix = nn.ModuleList(nn.Linear(chunk, chunk) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(5))
+        self.layers = nn.ModuleList(mlp(width, 2 * width, width) for _ in range(2))
+        self.velocity = nn.Linear(width, ARM)
+        nn.init.zeros_(self.velocity.weight)
+        nn.init.zeros_(self.velocity.bias)
+        # Every plan starts at the same noise, so that a plan does not depend on what else is in the batch.
+        noise = torch.randn(chunk, ARM, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("start", noise)
+
+    def field(self, x: Tensor, time: Tensor, conditions: Tensor) -> Tensor:
+        """Return the velocity (N, C, 6) at x (N, C, 6) and time (N,) in [0, 1]; conditions (N, C, d)."""
+        rates = torch.exp(torch.linspace(0.0, math.log(100.0), 16, device=x.device))
+        angle = time[:, None] * rates
+        clock = self.clock(torch.cat([angle.sin(), angle.cos()], dim=-1))
+        h = self.lift(x) + conditions + self.place + clock[:, None]
+        for i, (mix, layer) in enumerate(zip(self.mix, self.layers, strict=True)):
+            h = h + mix(self.norms[2 * i](h).transpose(1, 2)).transpose(1, 2)
+            h = h + layer(self.norms[2 * i + 1](h))
+        return self.velocity(self.norms[4](h)).float()
+
+    def conditions(self, out: Tensor) -> Tensor:
+        """Return (B F, C, d) for out (B, F, queries, d)."""
+        width = out.shape[-1]
+        return self.condition(out).unflatten(-1, (-1, width)).flatten(2, 3).flatten(0, 1)
+
+    def error(self, out: Tensor, arm: Tensor) -> Tensor:
+        """Return the flow-matching error (B, F, C, 6), squared, at one random time per chunk, for arm (B, F, C, 6)."""
+        target = arm.flatten(0, 1)
+        rows, each, device = len(target), target.shape[1:], target.device
+        noise = draw_rows(lambda n, g: torch.randn(n, *each, generator=g, device=device), rows)
+        time = draw_rows(lambda n, g: torch.rand(n, generator=g, device=device), rows)
+        x = torch.lerp(noise, target, time[:, None, None])
+        velocity = self.field(x, time, self.conditions(out))
+        return (velocity - (target - noise)).square().view_as(arm)
+
+    def forward(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Integrate from the fixed noise: arm (B, F, C, 6), gripper logits (B, F, C)."""
+        conditions = self.conditions(out)
+        x = self.start.expand(len(conditions), -1, -1)
+        for i in range(self.steps):
+            time = torch.full((len(x),), i / self.steps, device=x.device)
+            x = x + self.field(x, time, conditions) / self.steps
+        return x.unflatten(0, out.shape[:2]), self.regression(out)[1]
