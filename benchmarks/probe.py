@@ -1,4 +1,4 @@
-"""What a trained network knows, read off without a rollout: the numbers behind docs/results.md's explanations.
+"""What a trained network knows, read off without a rollout: the numbers behind docs/notebook.md's explanations.
 
     python benchmarks/probe.py place --checkpoint RUN --store STORE      # stage 1 (or a policy) with loss.destination
     python benchmarks/probe.py offsets --checkpoint RUN --store STORE    # a policy with loss.geometry
