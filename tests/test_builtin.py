@@ -12,7 +12,8 @@ import pytest
 
 from arvrm.geometry import intrinsics, project
 from arvrm.interface import SCENES, UserError
-from arvrm.sim.builtin import _LAYOUTS, builtin_scene, vary_layout
+from arvrm.sim.builtin import builtin_scene
+from arvrm.sim.builtin_layout import LAYOUTS, vary_layout
 from arvrm.sim.env import PlayTableEnv
 from arvrm.sim.scene import official_scene
 
@@ -149,7 +150,7 @@ def test_fixtures_point_at_what_they_name(scene, variation):
 def test_variations_keep_fixtures_apart_and_other_scenes_unseen(name):
     for seed in range(150):
         layout = vary_layout(name, np.random.default_rng(seed))
-        assert all(layout.distance(other) > 0.05 for key, other in _LAYOUTS.items() if key != name)
+        assert all(layout.distance(other) > 0.05 for key, other in LAYOUTS.items() if key != name)
         door = (layout.door - layout.door_range, layout.door + 0.28)
         cabinet = (layout.cabinet - 0.26, layout.cabinet + 0.26)
         assert -0.44 < door[0] and door[1] < 0.44 and -0.42 < cabinet[0] and cabinet[1] < 0.42

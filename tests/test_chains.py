@@ -9,7 +9,7 @@ import pytest
 
 from arvrm.interface import BLOCKS, TASKS, UserError
 from arvrm.sim.chains import Chain, chain_start, fnv1, generate_chains, load_chains, save_chains
-from arvrm.sim.env import scene_description
+from arvrm.sim.scene import scene_description
 
 OFFICIAL_DIGEST = "a8d66d2e0cb043d4b103fe1d7ec2cb10962b53dfc73ff5dcd61089fee4edec66"
 """SHA-256 of the official initial states, tasks and start states as JSON."""

@@ -13,9 +13,9 @@ from gymnasium.utils.env_checker import check_env
 import arvrm.sim  # noqa: F401  registers the environment
 from arvrm.geometry import euler_to_quaternion, intrinsics, project
 from arvrm.interface import UserError
-from arvrm.sim.env import ROBOT_START, PlayTableEnv, scene_description
+from arvrm.sim.env import ROBOT_START, PlayTableEnv
 from arvrm.sim.render import CameraShift, choose_renderer, egl_problem
-from arvrm.sim.scene import _meshes, official_scene
+from arvrm.sim.scene import _meshes, official_scene, scene_description
 
 OPEN = np.array([0, 0, 0, 0, 0, 0, 1.0])
 

@@ -8,7 +8,8 @@ import pytest
 
 from arvrm.hands.skeleton import BONES, PARENTS, TIPS, denormalise, normalise
 from arvrm.interface import KEYPOINTS, UserError
-from arvrm.sim.hand import HandScene, HandStyle, HandTrajectory, camera_matrices, hand_points, render_hand_episode
+from arvrm.sim.hand import HandScene, camera_matrices
+from arvrm.sim.hand_body import HandStyle, HandTrajectory, hand_points
 from arvrm.sim.scene import Camera
 
 THUMB, INDEX = KEYPOINTS.index("thumb_tip"), KEYPOINTS.index("index_tip")
@@ -143,8 +144,7 @@ def test_objects_and_lights_replay_as_recorded(scene):
 
 
 def test_width_may_be_missing(scene):
-    known = _trajectory()
-    result = render_hand_episode(scene, known.tcp, known.closed, known.scene_obs, 1, 32, 6)
+    result = scene.render(dataclasses.replace(_trajectory(), width=None), 1, 32, 6)
     gap = np.linalg.norm(np.diff(result["keypoints"][:, [THUMB, INDEX], :2], axis=1)[:, 0], axis=-1)
     assert gap[0] > gap[-1]
 

@@ -17,15 +17,13 @@ from arvrm.episodes import LANDMARKS, EpisodeStore
 from arvrm.interface import BLOCKS, TASKS, UserError
 from arvrm.sim.env import PlayTableEnv
 from arvrm.sim.experts import settle
+from arvrm.sim.starts import admissible_tasks, fresh_start
 from arvrm.sources.playtable import (
     GenerateConfig,
-    admissible_tasks,
-    episode_id,
-    fresh_start,
     generate,
-    landmark_positions,
     plan_units,
 )
+from arvrm.sources.recording import episode_id, landmark_positions
 
 EASY = ("open_drawer", "close_drawer", "turn_on_led", "turn_off_led", "turn_on_lightbulb", "move_slider_left")
 CALVIN_ROOT = Path(os.environ.get("CALVIN_ROOT", Path(__file__).parent.parent.parent / "shared" / "calvin"))
@@ -166,7 +164,7 @@ def test_image_shows_the_state_of_its_row(robots):
 
 def test_landmarks_lie_where_the_picture_shows_them(env):
     colours = {"red": (1, 0, 0), "blue": (0, 0, 1), "pink": (1, 0, 1)}
-    from arvrm.sources.playtable import landmark_pixels
+    from arvrm.sources.recording import landmark_pixels
 
     found = 0
     for seed in range(4):
@@ -191,7 +189,7 @@ def test_landmarks_follow_doors_and_leave_the_image_as_nan(env):
     moved = np.diff(landmark_positions(env.fixtures, env.block_order, scene), axis=0)[0]
     np.testing.assert_allclose(moved[LANDMARKS.index("slider_handle")], [-0.1, 0, 0], atol=1e-6)
     np.testing.assert_allclose(moved[LANDMARKS.index("drawer_handle")], [0, -0.1, 0], atol=1e-6)
-    from arvrm.sources.playtable import landmark_pixels
+    from arvrm.sources.recording import landmark_pixels
 
     pixels = landmark_pixels(np.array([[[5.0, 5.0, 0.0], [0.0, 0.0, 0.46]]]), env.description.static_camera, 96)
     assert np.isnan(pixels[0, 0]).all() and np.isfinite(pixels[0, 1]).all()

@@ -901,12 +901,6 @@ class _Motion:
 
     # -- placing ---------------------------------------------------------------------------------------------------
 
-    def _need_held(self) -> str:
-        name = self.view.held()
-        if name is None:
-            raise _Failed
-        return name
-
     def regain(self) -> Program:
         """Return the held block's name as the program's result; pick up the block that was lost if there is none."""
         held = self.view.held()

@@ -27,8 +27,6 @@ Vector = tuple[float, float, float]
 Box = tuple[Vector, Vector]
 Colour = tuple[float, float, float, float]
 
-SURFACES = ("table", "slider_left", "slider_right")
-
 
 @dataclass(frozen=True)
 class Block:
@@ -115,11 +113,6 @@ class Fixtures:
     """Inside of the drawer (closed) in x and y; z from its floor to its rim."""
     switch_on: float = 0.5
     """Fraction of the travel above which the bulb is on."""
-
-    @property
-    def y_limits(self) -> tuple[float, float]:
-        """Front and back limit (m) of block centres on the table."""
-        return self.surfaces["table"][0][1], self.surfaces["table"][1][1]
 
 
 @dataclass(frozen=True)
@@ -292,6 +285,27 @@ def _official_scene(name: str, base: Path) -> SceneDescription:
         button_joint=button,
         switch_joint=switch,
     )  # fmt: skip
+
+
+def scene_description(
+    scene: str | SceneDescription, assets: str = "builtin", calvin_root: str | None = None, variation: int | None = None
+) -> SceneDescription:
+    """Return the description of a scene by name; see PlayTableEnv for the arguments.
+
+    Raises:
+        UserError: unknown scene or assets, a variation of an official scene, missing files.
+    """
+    if isinstance(scene, SceneDescription):
+        return scene
+    if assets == "builtin":
+        from arvrm.sim.builtin import builtin_scene
+
+        return builtin_scene(scene, variation)
+    if assets != "official":
+        raise UserError(f"assets: {assets!r} is unknown; choose 'builtin' or 'official'")
+    if variation is not None:
+        raise UserError("variation: official scenes have none; use assets='builtin' or variation=None")
+    return official_scene(scene, calvin_root)
 
 
 def _official_fixtures(urdf: Path, scaling: float, surfaces: Mapping[str, Box]) -> Fixtures:

@@ -29,9 +29,11 @@ from arvrm.episodes import (
     encode_episode,
     encode_image,
 )
+from arvrm.files import write_json
 from arvrm.interface import CONTROL_HZ, UserError
+from arvrm.robots import CALVIN
 from arvrm.sources.npz import DamagedFile, read_npz
-from arvrm.sources.pipeline import LeftOut, in_order, store_in_order, write_json
+from arvrm.sources.pipeline import LeftOut, in_order, store_in_order
 from arvrm.sources.unpickle import load_npy
 
 SPLITS = ("training", "validation")
@@ -44,13 +46,9 @@ _AHEAD = 16
 """Blocks per thread that are under way: what is read while a transaction waits for the disk."""
 _LONGEST = 100_000
 """Steps of one annotation that are believed; CALVIN's have at most 64."""
-_VECTORS = {"robot_obs": 15, "scene_obs": 24, "rel_actions": 7, "actions": 7}
-_EXTRA_SHAPES: dict[str, tuple[tuple[int, ...], str]] = {
-    "depth_static": ((200, 200), "float32"),
-    "depth_gripper": ((84, 84), "float32"),
-    "rgb_tactile": ((160, 120, 6), "uint8"),
-    "depth_tactile": ((160, 120, 2), "float32"),
-}
+_VECTORS = {"robot_obs": "robot_obs", "scene_obs": "scene_obs", "rel_actions": "actions", "actions": "absolute_actions"}
+"""CALVIN's name -> ours."""
+_EXTRAS = ("depth_static", "depth_gripper", "rgb_tactile", "depth_tactile")
 
 
 @dataclass(frozen=True)
@@ -352,9 +350,10 @@ class _Assembly:
 
 
 def _read_rows(folder: Path, segment: Segment, rows: range, config: ConvertCalvinConfig) -> _Rows:
-    extras = [n for n in _EXTRA_SHAPES if (config.tactile if "tactile" in n else config.depth)]
-    arrays = {name: np.empty((len(rows), width)) for name, width in _VECTORS.items()}
-    arrays |= {name: np.empty((len(rows), *_EXTRA_SHAPES[name][0]), _EXTRA_SHAPES[name][1]) for name in extras}
+    arrays = {name: np.empty((len(rows), *CALVIN.arrays[ours].shape)) for name, ours in _VECTORS.items()}
+    for name in _EXTRAS:
+        if config.tactile if "tactile" in name else config.depth:
+            arrays[name] = np.empty((len(rows), *CALVIN.arrays[name].shape), CALVIN.arrays[name].dtype)
     sizes: dict[str, tuple[int, int]] = {}
     jpegs: dict[str, list[bytes]] = {"rgb_static": [], "rgb_gripper": []}
     damaged: dict[int, str] = {}

@@ -26,12 +26,13 @@ from typing import Any, Literal
 import numpy as np
 
 from arvrm.episodes import JPEG_QUALITY, EncodedEpisode, Episode, EpisodeStore, EpisodeWriter, encode_episode
+from arvrm.files import write_json
 from arvrm.hands.detect import SIDES, HandDetector, HandObservation, MediaPipeDetector, find_model
 from arvrm.hands.quality import ClipQuality, QualityLimits, clip_quality
 from arvrm.hands.tracking import HandTracks, track_hands
 from arvrm.interface import UserError
 from arvrm.sources.corpora import EGODEX_FPS, Segment, egodex_hands, plan
-from arvrm.sources.pipeline import LeftOut, in_order, store_in_order, write_json
+from arvrm.sources.pipeline import LeftOut, in_order, store_in_order
 from arvrm.sources.video import Frame, VideoError, probe, sample
 
 MEDIAPIPE = "mediapipe"
