@@ -84,9 +84,9 @@ def landmark_pixels(points: np.ndarray, camera: Any, size: int) -> np.ndarray:
 
 
 def stream(config: GenerateConfig, *key: str | int) -> np.random.Generator:
-    """A generator of its own for every purpose, unit and attempt; robot and human streams never meet."""
+    """Return a generator of its own for every purpose, unit and attempt; robot and human streams never meet."""
     numbers = [int.from_bytes(k.encode(), "big") if isinstance(k, str) else k for k in key]
-    return np.random.defaultstream(np.random.SeedSequence([config.seed, _STREAM[config.embodiment], *numbers]))
+    return np.random.default_rng(np.random.SeedSequence([config.seed, _STREAM[config.embodiment], *numbers]))
 
 
 def _sentences(config: GenerateConfig) -> dict[str, tuple[str, ...]]:
