@@ -20,8 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing run")
     arguments = parser.parse_args(argv)
-    from arvrm import paper, processes
-    from arvrm.training import stages
+    from arvrm import paper, processes, training
 
     def run() -> None:
         values = paper.read_json(arguments.config)
@@ -38,11 +37,11 @@ def main(argv: list[str] | None = None) -> int:
                 raise UserError(f"{arguments.config}: --resume means nothing for stage index; leave it out")
             config = dataclasses.replace(config, **asked)
         stage = {
-            stages.PretrainConfig: stages.pretrain,
-            stages.IndexConfig: stages.build_index_stage,
-            stages.FinetuneConfig: stages.finetune,
+            training.PretrainConfig: training.pretrain,
+            training.IndexConfig: training.build_index_stage,
+            training.FinetuneConfig: training.finetune,
         }[type(config)]
-        if stage is stages.build_index_stage:
+        if stage is training.build_index_stage:
             # One process's work; the others wait, as what follows will want the index.
             made = []
             processes.first_does(f"index {config.output}", lambda: made.append(stage(config)))

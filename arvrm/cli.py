@@ -253,21 +253,21 @@ def _merge(arguments: list[str]) -> Any:
 
 
 def _pretrain(arguments: list[str]) -> Any:
-    from arvrm.training.stages import PretrainConfig, pretrain
+    from arvrm.training import PretrainConfig, pretrain
 
     text = "Stage 1: learn from human clips to foresee the hand's keypoints."
     return _folder(pretrain(config_from(PretrainConfig, "pretrain", arguments, text)))
 
 
 def _index(arguments: list[str]) -> Any:
-    from arvrm.training.stages import IndexConfig, build_index_stage
+    from arvrm.training import IndexConfig, build_index_stage
 
     text = "Build the index from which human clips are retrieved for robot windows."
     return _folder(build_index_stage(config_from(IndexConfig, "index", arguments, text)))
 
 
 def _finetune(arguments: list[str]) -> Any:
-    from arvrm.training.stages import FinetuneConfig, finetune
+    from arvrm.training import FinetuneConfig, finetune
 
     text = "Stage 2: train the robot's policy, with retrieved human clips and the analogy map."
     return _folder(finetune(config_from(FinetuneConfig, "finetune", arguments, text)))
@@ -291,7 +291,7 @@ def _import_checkpoint(arguments: list[str]) -> Any:
 
 
 def _evaluate_hands(arguments: list[str]) -> Any:
-    from arvrm.training.stages import EvaluateHandsConfig, evaluate_hands
+    from arvrm.training import EvaluateHandsConfig, evaluate_hands
 
     text = "Measure how well a stage-1 checkpoint foresees hands, against baselines and without each of its inputs."
     return evaluate_hands(config_from(EvaluateHandsConfig, "evaluate-hands", arguments, text))

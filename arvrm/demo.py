@@ -176,7 +176,7 @@ def _generate(store: Path, settings: dict[str, Any], embodiment: str) -> None:
 
 
 def _pretrain(output: Path, settings: dict[str, Any]) -> None:
-    from arvrm.training.stages import PretrainConfig, pretrain
+    from arvrm.training import PretrainConfig, pretrain
 
     folder = output / "pretrain"
     values = _merged(settings["pretrain"], {"output": str(folder), "data": _data(output, "human")})
@@ -184,7 +184,7 @@ def _pretrain(output: Path, settings: dict[str, Any]) -> None:
 
 
 def _index(output: Path, settings: dict[str, Any]) -> None:
-    from arvrm.training.stages import IndexConfig, build_index_stage
+    from arvrm.training import IndexConfig, build_index_stage
 
     values = {
         **settings["index"],
@@ -197,7 +197,7 @@ def _index(output: Path, settings: dict[str, Any]) -> None:
 
 
 def _finetune(output: Path, settings: dict[str, Any]) -> None:
-    from arvrm.training.stages import FinetuneConfig, finetune
+    from arvrm.training import FinetuneConfig, finetune
 
     folder = output / "policy"
     values = _merged(

@@ -20,8 +20,7 @@ from arvrm.episodes import EpisodeStore
 from arvrm.interface import UserError
 from arvrm.model.config import LossConfig, ModelConfig, SecondVisionConfig, TextConfig, VisionConfig
 from arvrm.model.importers import CLIP, ImportConfig, import_checkpoint
-from arvrm.training.loop import TrainConfig
-from arvrm.training.stages import DataConfig, FinetuneConfig, IndexConfig, PretrainConfig
+from arvrm.training import DataConfig, FinetuneConfig, IndexConfig, PretrainConfig, TrainConfig
 from arvrm.windows import EpisodeTable, WindowConfig, split_episodes
 
 VALIDATION = 0.1

@@ -24,7 +24,7 @@ from arvrm.model.checkpoint import load_checkpoint
 from arvrm.model.encoders import TextEncoder, centres, fit_images
 from arvrm.retrieval import ClipIndex, frame_features, resample
 from arvrm.sim.builtin import builtin_scene
-from arvrm.training.stages import text_table
+from arvrm.training import text_table
 from arvrm.windows import EpisodeTable, HumanWindows, RobotWindows, WindowConfig, decode_frames
 
 AHEAD, STRIDE, SIZE = 10, 3, 96

@@ -85,7 +85,7 @@ def array_bytes(*holders: Any) -> int:
 def measure_index(folder: Path, cache: str | None) -> dict[str, Any]:
     import numpy as np
 
-    from arvrm.training.stages import DataConfig, _sampler, _split, open_table
+    from arvrm.training.data import DataConfig, open_table, sampler_of, split
     from arvrm.windows import HumanWindows, WindowConfig
 
     weights = tuple(float(n + 1) for n in range(STORES))
@@ -95,10 +95,10 @@ def measure_index(folder: Path, cache: str | None) -> dict[str, Any]:
     before, busy, begin = resident(), time.process_time(), time.perf_counter()
     table = open_table(data, "human", 3)
     opened = time.perf_counter()
-    train, _ = _split(table, data)
+    train, _ = split(table, data)
     windows = HumanWindows(table, WindowConfig(history=4), 21, None, None, in_memory=False)
     anchors = windows.anchors(train)
-    sampler = _sampler(table, anchors, data, 0)
+    sampler = sampler_of(table, anchors, data, 0)
     result = {
         "frames": table.frames,
         "windows": len(anchors),

@@ -15,8 +15,8 @@ import torch
 
 from arvrm.config import load
 from arvrm.model.policy_net import PolicyNet
+from arvrm.training import FinetuneConfig, RobotData
 from arvrm.training.loop import Trainer
-from arvrm.training.stages import FinetuneConfig, RobotData
 
 
 def main() -> None:

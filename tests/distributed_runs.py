@@ -29,7 +29,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # noqa:
 
 from arvrm import processes  # noqa: E402
 from arvrm.config import from_dict  # noqa: E402
-from arvrm.training.stages import IndexConfig, RobotData, build_index_stage, finetune, pretrain  # noqa: E402
+from arvrm.training import IndexConfig, RobotData, build_index_stage, finetune, pretrain  # noqa: E402
 
 SEEN = {"vision": {"shift_static": 0.1, "shift_gripper": 0.1, "colour_jitter": 0.3}}
 TRAIN = {"batch": 12, "steps": 4, "log_every": 1, "checkpoint_every": 2, "validate_every": 4, "ema": 0.9}

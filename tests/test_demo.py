@@ -13,7 +13,7 @@ def test_settings_are_those_of_the_stages_own_configurations():
     from arvrm.config import from_dict
     from arvrm.evaluation import EvaluateConfig
     from arvrm.sources.playtable import GenerateConfig
-    from arvrm.training.stages import FinetuneConfig, IndexConfig, PretrainConfig
+    from arvrm.training import FinetuneConfig, IndexConfig, PretrainConfig
 
     kinds = {
         "robot": (GenerateConfig, {"output": "x"}),

@@ -15,7 +15,7 @@ from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.policy_net import PolicyNet
 from arvrm.policy import load_policy
 from arvrm.results import load_results
-from arvrm.training.stages import IndexConfig, build_index_stage
+from arvrm.training import IndexConfig, build_index_stage
 from arvrm.windows import EpisodeTable, RobotWindows, TextTable, WindowConfig, decode_frames
 
 METADATA = {

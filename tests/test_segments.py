@@ -8,7 +8,7 @@ from small_stores import robot_episode, robot_store, write
 from arvrm.config import from_dict
 from arvrm.interface import UserError
 from arvrm.model.policy_net import PolicyNet, windows_of
-from arvrm.training.stages import FinetuneConfig, RobotData, finetune
+from arvrm.training import FinetuneConfig, RobotData, finetune
 from arvrm.windows import EpisodeTable, cut_segments
 
 VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

@@ -16,9 +16,7 @@ from arvrm.interface import UserError
 from arvrm.model.checkpoint import load_checkpoint
 from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.policy_net import PolicyNet
-from arvrm.training.stages import (
-    AHEAD,
-    CONTROLS,
+from arvrm.training import (
     EvaluateHandsConfig,
     FinetuneConfig,
     IndexConfig,
@@ -27,10 +25,9 @@ from arvrm.training.stages import (
     build_index_stage,
     evaluate_hands,
     finetune,
-    judge_windows,
-    keypoint_errors,
     pretrain,
 )
+from arvrm.training.judge import AHEAD, CONTROLS, judge_windows, keypoint_errors
 from arvrm.windows import EpisodeTable, HumanWindows, TextTable, WindowConfig, decode_frames
 
 MODEL = {

@@ -1,0 +1,241 @@
+"""What both stages train on: episodes of stores, their split, and how windows are drawn from them."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from arvrm import processes
+from arvrm.episodes import EpisodeStore
+from arvrm.interface import UserError
+from arvrm.model.config import ModelConfig
+from arvrm.model.encoders import TextEncoder, fit_images
+from arvrm.retrieval import FrozenEncoders
+from arvrm.training.loop import TrainConfig
+from arvrm.windows import (
+    IN_MEMORY_BYTES,
+    Anchors,
+    AnchorSampler,
+    EpisodeTable,
+    FrameBank,
+    LazyText,
+    StoreFrames,
+    TextTable,
+    cell_counts,
+    decode_frames,
+    few_shot,
+    mixing_shares,
+    split_episodes,
+)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which episodes.
+
+    Attributes:
+        stores: episode stores. A name with * or ? stands for all stores that it matches, which are mixed like one.
+        weights: the share of the batches of each name in `stores`; null: by number of windows.
+        balance_tasks: within a store each task gets the same share.
+        order: "random": windows are drawn independently; "epochs": every window comes before one comes again, as far as
+            weights and balance allow (windows.AnchorSampler says how).
+        tasks: only these; null: all.
+        episodes_per_task: at most so many training episodes of each task; null: all.
+        share: of the training episodes that is used, drawn by `seed`.
+        validation: share of the groups that is held out; 0: none.
+        validation_windows: held-out windows that are looked at (spread evenly), a bound on the time it takes.
+        seed: of the split and of `episodes_per_task`.
+        in_memory: decode all frames once, before the first update; false: read them, and human keypoints, from the
+            stores as they are needed, which gives the same batches; null: in memory if they take at most 4 GiB.
+        frozen_features: a frozen image encoder reads every frame once, before training, without augmentation; false: it
+            reads each batch's images, randomly shifted.
+        feature_precision: how those features are kept. fp16 takes 0.3 MB a frame of a ViT-B/16 and changes losses in
+            the fourth digit; fp32 changes nothing.
+        segment_windows: robot windows that are drawn together, one stride apart, so that each of their frames is read,
+            augmented and encoded once instead of once a window; 0: windows are drawn one by one. What a process takes
+            in one backward pass is rounded up to whole segments.
+        cache: folder for the stores' headers as arrays, decoded frames and frozen features, shared by runs; null: this
+            run's memory only.
+    """
+
+    stores: tuple[str, ...] = ()
+    weights: tuple[float, ...] | None = None
+    balance_tasks: bool = True
+    order: Literal["random", "epochs"] = "random"
+    tasks: tuple[str, ...] | None = None
+    episodes_per_task: int | None = None
+    share: float = 1.0
+    validation: float = 0.1
+    validation_windows: int = 512
+    seed: int = 0
+    in_memory: bool | None = None
+    frozen_features: bool = True
+    feature_precision: Literal["fp16", "fp32"] = "fp16"
+    segment_windows: int = 0
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0:
+            raise ValueError(f"share is {self.share}; give a number above 0, at most 1")
+        if self.segment_windows < 0:
+            raise ValueError(f"segment_windows is {self.segment_windows}; give a number of windows, or 0")
+
+
+def text_table(table: EpisodeTable, encoder: TextEncoder) -> TextTable | LazyText:
+    """Embed every sentence of `table` once; where that takes more than 4 GiB, a batch's when it is asked for."""
+    length = encoder.length(table.sentences)
+    if len(table.sentences) * length * encoder.config.width * 4 > IN_MEMORY_BYTES:
+        return LazyText(table.sentences, encoder.tokens, length)
+    text, mask = encoder.tokens(list(table.sentences))
+    return TextTable(text, mask)
+
+
+def open_table(data: DataConfig, embodiment: str, stride: int) -> EpisodeTable:
+    """Return the episodes of `data.stores`; those that one name with * or ? matches are mixed like one store."""
+    found = [_matching(name) for name in data.stores]
+    entries = [number for number, paths in enumerate(found) for _ in paths]
+    return EpisodeTable(open_stores(data.stores), embodiment, stride, data.cache, entries)
+
+
+def open_stores(names: Sequence[str]) -> list[EpisodeStore]:
+    if not names:
+        raise UserError("data.stores: is empty; name at least one episode store")
+    return [EpisodeStore(path) for name in names for path in _matching(name)]
+
+
+def _matching(name: str) -> list[str]:
+    if Path(name).exists() or not any(letter in name for letter in "*?["):
+        return [name]
+    paths = [path for path in sorted(glob.glob(name)) if os.path.isdir(path)]
+    if not paths:
+        raise UserError(f"data.stores: {name!r} matches no folder; see what is there")
+    return paths
+
+
+def split(table: EpisodeTable, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    train, held_out = split_episodes(table, data.validation, data.seed)
+    if data.tasks is not None:
+        for task in data.tasks:
+            if task not in table.tasks:
+                raise UserError(f"data.tasks: no episode of {task!r} in {', '.join(data.stores)}; see `arvrm inspect`")
+        wanted = np.isin(table.task, [table.tasks.index(task) for task in data.tasks])
+        train, held_out = train[wanted[train]], held_out[wanted[held_out]]
+    train = few_shot(table, train, data.episodes_per_task, data.seed)
+    if data.share < 1.0:
+        count = max(1, round(data.share * len(train)))
+        train = np.sort(np.random.default_rng(data.seed).choice(train, count, replace=False))
+    return train, held_out
+
+
+def sampler_of(
+    table: EpisodeTable,
+    anchors: np.ndarray | Anchors,
+    data: DataConfig,
+    seed: int,
+    some: np.ndarray | None = None,
+) -> AnchorSampler:
+    """Return the sampler of `anchors`, or of `some` of them with the weights they have among all."""
+    if len(anchors) == 0:
+        raise UserError(f"{', '.join(data.stores)}: no training window is left; give more episodes or fewer held out")
+    shares = mixing_shares(table, anchors, data.weights, data.balance_tasks)
+    if some is not None:
+        # A segment brings each of its windows once, so that its weight is one window's, not their sum.
+        shares = shares * cell_counts(table, some) / np.maximum(cell_counts(table, anchors), 1)
+        anchors, shares = some, shares / shares.sum()
+    return AnchorSampler(table, anchors, shares, seed, data.order)
+
+
+def spread(anchors: np.ndarray | Anchors, count: int) -> np.ndarray:
+    if len(anchors) <= count:
+        return np.asarray(anchors)
+    return anchors[np.linspace(0, len(anchors) - 1, count).round().astype(np.int64)]
+
+
+def frames_of(
+    table: EpisodeTable,
+    camera: str,
+    data: DataConfig,
+    model: ModelConfig,
+    encoder: nn.Module,
+    train: TrainConfig,
+    progress: bool,
+) -> tuple[FrameBank | StoreFrames, bool]:
+    """Return the frames of a camera, or, of a frozen encoder, its features; and which of the two.
+
+    Features are computed where and in the precision in which training would compute them.
+    """
+    vision = model.vision
+    by_words = vision.film or vision.modulated
+    if by_words or not vision.frozen or vision.second is not None or not data.frozen_features:
+        return images_of(table, camera, data, model, progress), False
+    size = vision.static_size if camera == "rgb_static" else vision.gripper_size
+    digest = FrozenEncoders(TextEncoder(model.text), vision, size, model.width, encoder).hash
+    lower = train.precision == "bf16"
+    kept = torch.float16 if data.feature_precision == "fp16" else torch.float32
+    key = "-".join(["all", digest, data.feature_precision, *(["bf16"] if lower else [])])
+    kind = "cuda" if train.device != "cpu" and torch.cuda.is_available() else "cpu"
+    before = next((parameter.device for parameter in encoder.parameters()), torch.device("cpu"))
+    training = encoder.training
+    encoder.to(kind).eval()
+
+    @torch.no_grad()
+    def compute(frames: np.ndarray) -> np.ndarray:
+        out = []
+        for start in range(0, len(frames), 256 if kind == "cuda" else 64):
+            images = torch.from_numpy(frames[start : start + (256 if kind == "cuda" else 64)]).to(kind)
+            with torch.autocast(kind, torch.bfloat16, enabled=lower):
+                out.append(encoder(fit_images(images[None], size)[0], None)[0].to(kept).cpu().numpy())
+        return np.concatenate(out)
+
+    try:
+        with progress_bar(f"features {camera}", len(table.step_of_image), progress) as bar:
+            wait = not processes.is_main() and data.cache is not None
+            return decode_frames(table, camera, None, data.cache, compute, key, bar.update, wait), True
+    finally:
+        encoder.to(before).train(training)
+
+
+def images_of(
+    table: EpisodeTable, camera: str, data: DataConfig, model: ModelConfig, progress: bool
+) -> FrameBank | StoreFrames:
+    """Return the frames of a camera."""
+    vision = model.vision
+    # Reduced once when decoded, as the model would do at every step. A ViT enlarges: that is left to it.
+    size = (vision.static_size if camera == "rgb_static" else vision.gripper_size) if vision.encoder == "conv" else None
+    in_memory = data.in_memory
+    if in_memory is None:
+        height, width = (size, size) if size else table.header(0).cameras[camera]
+        in_memory = table.frames * height * width * 3 <= IN_MEMORY_BYTES
+    if not in_memory:
+        return StoreFrames(table, camera, size)
+    with progress_bar(f"frames {camera}", len(table.step_of_image), progress) as bar:
+        return decode_frames(table, camera, size, data.cache, progress=bar.update)
+
+
+def episode_names(table: EpisodeTable, anchors: np.ndarray, most: int = 8) -> str:
+    names = sorted({table.ids[episode] for episode in table.episode_of_image[anchors]})
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def progress_bar(name: str, total: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        desc=name,
+        unit="frame",
+        file=sys.stderr,
+        disable=not (progress and processes.is_main()),
+        mininterval=0.5 if terminal else 15.0,
+        leave=terminal,
+    )

@@ -1,0 +1,73 @@
+"""Stage 1: keypoint pretraining on human clips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from arvrm.model.config import ModelConfig
+from arvrm.model.encoders import TextEncoder
+from arvrm.model.keypoint_vlm import KeypointVLM
+from arvrm.training.data import DataConfig, episode_names, frames_of, open_table, sampler_of, split, spread, text_table
+from arvrm.training.distribution import Piece
+from arvrm.training.judge import keypoint_errors
+from arvrm.training.loop import TrainConfig, Trainer, TrainResult
+from arvrm.training.runs import begin_run, check_run, metadata_of, saver
+from arvrm.windows import HumanWindows, WindowConfig
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Stage 1: keypoint pretraining on human clips.
+
+    Attributes:
+        output: the run's folder, which becomes the checkpoint.
+        resume: go on with a run that was stopped.
+        overwrite: replace an existing run.
+    """
+
+    output: str
+    resume: bool = False
+    overwrite: bool = False
+    data: DataConfig = field(default_factory=DataConfig)
+    window: WindowConfig = field(default_factory=lambda: WindowConfig(history=4))
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def pretrain(config: PretrainConfig, progress: bool = True) -> TrainResult:
+    """Train a `KeypointVLM` to foresee hand keypoints.
+
+    Raises:
+        UserError: the output exists, a store is missing or holds no human clip, the loss is not a number.
+    """
+    check_run(config, "pretrain")
+    table = open_table(config.data, "human", config.window.stride)
+    train, held_out = split(table, config.data)
+    torch.manual_seed(config.train.seed)
+    model = KeypointVLM(config.model)
+    frames, features = frames_of(
+        table, "rgb_static", config.data, config.model, model.static_encoder, config.train, progress
+    )
+    text = text_table(table, TextEncoder(config.model.text))
+    joints, foresee = config.model.keypoints, config.model.foresee
+    windows = HumanWindows(table, config.window, joints, text, frames, features, config.data.in_memory, foresee)
+    sampler = sampler_of(table, windows.anchors(train), config.data, config.train.seed)
+
+    def anchors_of(step: int, piece: Piece) -> np.ndarray:
+        return sampler.draw(step, config.train.batch)[piece.rows(config.train.batch)]
+
+    held = spread(windows.anchors(held_out), config.data.validation_windows)
+    trainer = Trainer(
+        model,
+        lambda step, piece: windows.batch(anchors_of(step, piece)),
+        config.train,
+        begin_run(config, "pretrain"),
+        save=saver({"stage": "pretrain", **metadata_of(config, table, train)}),
+        validate=(lambda m, device: keypoint_errors(m, windows, held, device)) if len(held) else None,
+        describe=lambda step, piece: episode_names(table, anchors_of(step, piece)),
+        name="pretrain",
+    )
+    return trainer.run(config.resume, progress)

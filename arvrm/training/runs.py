@@ -1,0 +1,122 @@
+"""A run's folder: whether it may be used, how it began (run.json), and the checkpoint written into it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from arvrm import processes
+from arvrm.config import from_dict, to_dict
+from arvrm.interface import UserError
+from arvrm.model.checkpoint import save_checkpoint
+from arvrm.training.data import DataConfig
+from arvrm.training.distribution import check_division, shards
+from arvrm.training.loop import TrainConfig, check_folder, prepare_folder, write_json
+from arvrm.windows import EpisodeTable, WindowConfig, store_fingerprint
+
+
+class RunConfig(Protocol):
+    """What the configurations of both stages have in common (frozen dataclasses)."""
+
+    @property
+    def output(self) -> str: ...
+    @property
+    def resume(self) -> bool: ...
+    @property
+    def overwrite(self) -> bool: ...
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def window(self) -> WindowConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+
+
+def metadata_of(config: RunConfig, table: EpisodeTable, train: np.ndarray) -> dict[str, Any]:
+    header = table.header(0)
+    images = {name.removeprefix("rgb_"): size[0] for name, size in header.cameras.items()}
+    return {
+        "window": to_dict(config.window),
+        "images": images,
+        "data": to_dict(config.data),
+        "train": to_dict(config.train),
+        "episodes": len(train),
+        "tasks": sorted({table.tasks[task] for task in table.task[train]}),
+        "stores": [{"path": str(store.path), "fingerprint": store_fingerprint(store)} for store in table.stores],
+    }
+
+
+def saver(metadata: dict[str, Any]) -> Callable[[Path, nn.Module], None]:
+    def save(folder: Path, model: nn.Module) -> None:
+        part = save_checkpoint(folder / ".saving", model, metadata=metadata, overwrite=True)
+        # The other two files never change in a run, so that at every moment the three fit together.
+        for name in ("statistics.json", "config.json", "model.safetensors"):
+            os.replace(part / name, folder / name)
+        part.rmdir()
+
+    return save
+
+
+def check_run(config: RunConfig, stage: str) -> None:
+    """Look whether the run's folder may be used, and change nothing; a resumed run must have the same configuration."""
+    check_division(config.train.batch, config.train.accumulate)
+    output = Path(config.output)
+    if not processes.is_main():
+        return
+    check_folder(output, config.resume, config.overwrite)
+    file = output / "run.json"
+    if not (config.resume and file.exists()):
+        return
+    try:
+        before = json.loads(file.read_text())
+        known = to_dict(from_dict(type(config), before["config"], str(file)))
+        difference = _difference(known, to_dict(config))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: is damaged ({error}); restart with --overwrite") from error
+    if before["stage"] != stage or difference:
+        what = difference or f"stage {before['stage']}, not {stage}"
+        raise UserError(f"{output}: was started with another configuration ({what}); use the same, or --overwrite")
+
+
+def begin_run(config: RunConfig, stage: str) -> Path:
+    """Make the run's folder, now that everything it needs has been found, and note how it is made."""
+    output = Path(config.output)
+    if not processes.is_main():
+        return output
+    prepare_folder(output, config.resume, config.overwrite)
+    if not (config.resume and (output / "run.json").exists()):
+        values = {
+            "stage": stage,
+            "config": to_dict(config),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+            "processes": {"number": processes.world(), "sharded": shards()},
+        }
+        write_json(output / "run.json", values)
+    return output
+
+
+_MAY_CHANGE = {"output", "resume", "overwrite", "data.cache", "data.in_memory", "retrieval.refresh"} | {
+    f"train.{name}"
+    for name in ("accumulate", "log_every", "validate_every", "checkpoint_every", "tensorboard", "workers")
+}
+
+
+def _difference(old: Any, new: Any, place: str = "") -> str | None:
+    if place in _MAY_CHANGE:
+        return None
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            found = _difference(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))
+            if found:
+                return found
+        return None
+    return None if old == new else f"{place} was {old!r}, is {new!r}"
