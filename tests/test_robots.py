@@ -1,13 +1,15 @@
 """What a robot says of itself: CALVIN's, and how robots are found by name."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from arvrm import robots
-from arvrm.interface import UserError
+from arvrm.interface import Camera, UserError
 from arvrm.robots.calvin import CALVIN, EULER_STEP_RAD, POSITION_STEP_M
+from arvrm.robots.vector import Ranges, VectorRobot
 
 DOWN = np.array([0.03, -0.23, 0.57, math.pi, 0.0, math.pi / 2, 0.08, *[0.0] * 7, 1.0])
 
@@ -113,3 +115,39 @@ def test_a_user_names_a_robot_by_its_module(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=words):
             robots.chosen(name)
+
+
+ARM = VectorRobot(
+    name="arm",
+    components=("shoulder", "elbow", "grip"),
+    component_units=("rad", "rad", "mm"),
+    statistics=Ranges(low=(-1.0, 0.0, 0.0), high=(1.0, 2.0, 50.0)),
+    cameras=(Camera("front", "static"), Camera("wrist", "wrist")),
+    binary=1,
+)
+
+
+def test_a_vector_robot_normalises_by_its_ranges_and_back():
+    states = np.array([[-1.0, 0.0, 0.0], [1.0, 2.0, 50.0], [0.0, 0.5, 10.0]])
+    encoded = ARM.encode_components({"state": states})
+    np.testing.assert_allclose(encoded, [[-1, -1, -1], [1, 1, 1], [0, -0.5, -0.6]], atol=1e-6)
+    np.testing.assert_allclose(ARM.decode_components(encoded), states, atol=1e-5)
+    actions = np.array([[0.5, 1.5, -1.0], [-0.5, 2.0, 1.0]], dtype=np.float32)
+    learnt = ARM.encode_actions(actions)
+    np.testing.assert_allclose(learnt, [[0.5, 0.5, -1], [-0.5, 1.0, 1]], atol=1e-6)
+    np.testing.assert_allclose(ARM.decode_actions(learnt), actions, atol=1e-6)
+    ARM.check_actions("actions", actions)
+    ARM.check_actions("actions", np.stack([ARM.random_action(np.random.default_rng(seed)) for seed in range(20)]))
+
+
+def test_a_vector_robot_refuses_what_it_cannot_do():
+    wrong = (([3.0, 1.0, 1.0], r"\[0, 0\] \(shoulder\) is 3; .*-1 and 1 rad"), ([0.0, 1.0, 0.0], "exactly -1"))
+    for action, words in wrong:
+        with pytest.raises(UserError, match=words):
+            ARM.check_actions("actions", np.array([action], dtype=np.float32))
+    with pytest.raises(UserError, match="needs? as many units and ranges"):
+        ARM.with_statistics({"low": [0.0], "high": [1.0]})
+    with pytest.raises(UserError, match="each low must be below its high"):
+        ARM.with_statistics({"low": [0.0, 0.0, 1.0], "high": [1.0, 1.0, 1.0]})
+    with pytest.raises(ValueError, match="the first is 'static'"):
+        dataclasses.replace(ARM, cameras=(Camera("wrist", "wrist"),))
