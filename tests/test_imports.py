@@ -1,7 +1,7 @@
 """The import table of docs/architecture.md, enforced."""
 
 import ast
-import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,25 +11,10 @@ PACKAGE = ROOT / "arvrm"
 PAGE = "docs/architecture.md"
 
 
-def _names(cell: str) -> set[str]:
-    return {name.strip() for name in re.sub(r"\([^)]*\)", "", cell).split(",")} - {""}
+sys.path.insert(0, str(ROOT / "docs"))
+import house  # noqa: E402
 
-
-def read_table() -> dict[str, set[str] | None]:
-    """Return package -> what it may import of ours; None: everything."""
-    text = (ROOT / PAGE).read_text()
-    section = text.split("## Who may import whom")[1].split("\n## ")[0]
-    base = _names(re.search(r"^Base: ([^.]+)\.", section, re.M)[1])
-    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", section, re.M)[1:]
-    table: dict[str, set[str] | None] = {}
-    for packages, allowed in rows:
-        names = _names(allowed)
-        names = (names | base if "base" in names else names) - {"base", "nothing"}
-        table |= {package: None if names == {"everything"} else names for package in _names(packages)}
-    return table
-
-
-TABLE = read_table()
+TABLE, _ = house.read_table((ROOT / PAGE).read_text())
 
 
 def units() -> set[str]:
