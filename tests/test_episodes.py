@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from arvrm import robots
 from arvrm.episodes import (
-    ARRAYS,
+    HAND_ARRAYS,
     EncodedImages,
     Episode,
     EpisodeStore,
@@ -26,7 +27,7 @@ from arvrm.episodes import (
     inspect_store,
     merge_stores,
 )
-from arvrm.interface import UserError
+from arvrm.interface import ArraySpec, Camera, UserError
 from arvrm.show.contact_sheet import draw_contact_sheet
 
 
@@ -295,6 +296,8 @@ ROBOT, HUMAN = robot_episode(), human_episode()
         (replace(HUMAN, group=""), "group is ''"),
         (replace(HUMAN, fps=0.0), "fps is 0.0"),
         (replace(HUMAN, embodiment="dog"), "use robot or human"),
+        (replace(HUMAN, robot="calvin"), "robot is 'calvin'; a human episode has none"),
+        (replace(ROBOT, robot="calvinn"), "episode 'robot-A-000000': unknown robot 'calvinn'; did you mean 'calvin'"),
         (replace(HUMAN, id="a\0b"), "control characters"),
         (replace(HUMAN, meta={"x": np.zeros(2)}), "meta is not JSON-able"),
     ],
@@ -316,8 +319,113 @@ def test_landmarks_may_be_outside_the_image_but_not_the_world():
         encode_episode(edited(ROBOT, landmarks=landmarks))
 
 
+class Slider:
+    """A robot of another shape: one number that it moves, one camera."""
+
+    name = "slider"
+    cameras = (Camera("front", "static"),)
+    arrays = {
+        "position": ArraySpec("float32", (1,)),
+        "actions": ArraySpec("float32", (1,)),
+        "executed": ArraySpec("float32", (1,)),
+    }
+
+    def check_actions(self, place, actions):
+        if np.abs(actions).max() > 2:
+            raise UserError(f"{place} moves further than 2")
+
+
+def slider_episode(id="slider-0", steps=6):
+    rng = np.random.default_rng(0)
+    at = np.arange(0, steps, 2, dtype=np.int32)
+    moves = rng.uniform(-1, 1, (3, steps, 1)).astype(np.float32)
+    return robot_episode(
+        id, robot="slider", arrays=dict(zip(Slider.arrays, moves, strict=True)), image_steps=at,
+        images={"front": smooth_images(rng, len(at), 24)},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def slider(monkeypatch):
+    monkeypatch.setattr(robots, "_KNOWN", dict(robots._KNOWN))
+    return robots.register(Slider())
+
+
+def without_robot(path):
+    """The store as it was written before stores named their robot."""
+    EpisodeStore(path).close()
+    with lmdb.open(str(path), max_dbs=4) as env, env.begin(write=True) as txn:
+        meta = env.open_db(b"meta", txn=txn)
+        manifest = json.loads(txn.get(b"manifest", db=meta))
+        assert manifest.pop("robot") == "calvin"
+        txn.put(b"manifest", json.dumps(manifest, sort_keys=True).encode(), db=meta)
+    return EpisodeStore(path)
+
+
+def test_store_names_its_robot_and_the_robot_says_what_its_episodes_hold(tmp_path, slider):
+    episode = slider_episode()
+    store = write(tmp_path / "s", episode, human_episode())
+    assert store.manifest["robot"] == "slider" and store.robot is slider
+    read = store.episode("slider-0")
+    assert read.robot == "slider" and store.episode("human-A-000000").robot == ""
+    np.testing.assert_array_equal(read.arrays["position"], episode.arrays["position"])
+    assert "robot: slider\n" in inspect_store(tmp_path / "s")
+    with pytest.raises(UserError, match="episode 'a': actions moves further than 2"):
+        encode_episode(with_value(slider_episode("a"), "actions", (0, 0), 3))
+    with pytest.raises(UserError, match="cameras are rgb_gripper, rgb_static; a robot episode has front"):
+        encode_episode(replace(slider_episode("a"), images=ROBOT.images))
+
+
+def test_episode_that_names_no_robot_is_calvins_and_a_store_of_clips_has_none(tmp_path):
+    assert write(tmp_path / "a", human_episode(), robot_episode()).robot is robots.CALVIN
+    clips = write(tmp_path / "b", human_episode())
+    assert clips.robot is None and "robot" not in clips.manifest and "robot:" not in inspect_store(tmp_path / "b")
+
+
+def test_store_holds_one_robot(tmp_path, slider):
+    said = r"holds episodes of robot 'calvin', episode 'slider-0' is of 'slider'; give each robot a store of its own"
+    write(tmp_path / "s", robot_episode()).close()
+    with EpisodeWriter(tmp_path / "s", {"seed": 0}, resume=True) as writer:
+        with pytest.raises(UserError, match=said):
+            writer.append(slider_episode())
+        writer.append(robot_episode("r2"))
+    assert len(EpisodeStore(tmp_path / "s")) == 2
+    with EpisodeWriter(tmp_path / "both", {}) as writer, pytest.raises(UserError, match=said):
+        writer.append_encoded(encode_episode(robot_episode()), encode_episode(slider_episode()))
+    assert len(EpisodeStore(tmp_path / "both")) == 0
+    write(tmp_path / "other", slider_episode())
+    with pytest.raises(UserError, match="other: is of robot 'slider', .*s of 'calvin'; merge the stores of one robot"):
+        merge_stores([tmp_path / "s", tmp_path / "other"], tmp_path / "merged")
+    write(tmp_path / "clips", human_episode())
+    merged = merge_stores([tmp_path / "clips", tmp_path / "other"], tmp_path / "merged")
+    assert merged.robot is slider
+
+
+def test_store_from_before_robots_had_names_is_calvins(tmp_path, slider):
+    write(tmp_path / "s", human_episode(), robot_episode())
+    store = without_robot(tmp_path / "s")
+    assert store.robot is robots.CALVIN and store.episode("robot-A-000000").robot == "calvin"
+    assert "robot" not in store.manifest and "robot: calvin" in inspect_store(tmp_path / "s")
+    store.close()
+    with EpisodeWriter(tmp_path / "s", {"seed": 0}, resume=True) as writer:
+        with pytest.raises(UserError, match="holds episodes of robot 'calvin'"):
+            writer.append(slider_episode())
+        assert "robot" not in EpisodeStore(tmp_path / "s").manifest
+        writer.append(robot_episode("r2"))
+    assert EpisodeStore(tmp_path / "s").manifest["robot"] == "calvin"
+
+
+def test_store_of_an_unknown_robot_can_be_read_but_not_asked_for_it(tmp_path, slider, monkeypatch):
+    store = write(tmp_path / "s", slider_episode())
+    monkeypatch.delitem(robots._KNOWN, "slider")
+    store.verify()
+    assert "robot: slider" in inspect_store(tmp_path / "s") and store.episode("slider-0").robot == "slider"
+    with pytest.raises(UserError, match="s: unknown robot 'slider'; known: calvin"):
+        _ = store.robot
+
+
 def test_human_table_holds_nothing_privileged():
-    assert set(ARRAYS["human"]) == {"keypoints", "visible"}
+    assert set(HAND_ARRAYS) == {"keypoints", "visible"}
 
 
 def test_missing_store_and_names_are_refused_in_one_line(tmp_path):

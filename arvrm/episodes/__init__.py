@@ -13,7 +13,9 @@ from arvrm.episodes.records import (
 )
 from arvrm.episodes.schema import (
     ARRAYS,
-    CAMERAS,
+    EMBODIMENTS,
+    HAND_ARRAYS,
+    HAND_CAMERAS,
     LANDMARKS,
     EncodedImages,
     Episode,
@@ -25,8 +27,10 @@ from arvrm.episodes.writer import EpisodeWriter
 
 __all__ = [
     "ARRAYS",
-    "CAMERAS",
+    "EMBODIMENTS",
     "FORMAT",
+    "HAND_ARRAYS",
+    "HAND_CAMERAS",
     "JPEG_QUALITY",
     "JPEG_SUBSAMPLING",
     "LANDMARKS",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from arvrm.episodes.records import OWN_KEYS
 from arvrm.episodes.store import EpisodeStore
 
 
@@ -26,8 +27,9 @@ def inspect_store(path: str | Path) -> str:
         f"{bytes_on_disk / 2**20:.1f} MiB" + ("" if manifest["complete"] else ", NOT complete (resume it)"),
         f"format {manifest['format']} {manifest['version']}, JPEG quality {jpeg['quality']}, {jpeg['subsampling']}",
     ]
-    own = {key: manifest[key] for key in manifest if key not in ("format", "version", "jpeg", "complete", "counts")}
-    lines += [f"{key}: {_shorten(value)}" for key, value in own.items()]
+    if store.robot_name:
+        lines.append(f"robot: {store.robot_name}")
+    lines += [f"{key}: {_shorten(value)}" for key, value in manifest.items() if key not in OWN_KEYS]
     if headers:
         seconds = sum(header.steps / header.fps for header in headers)
         spread = f"{steps.min()} to {steps.max()}, median {np.median(steps):g}"

@@ -20,7 +20,7 @@ def merge_stores(inputs: Sequence[str | Path], output: str | Path, overwrite: bo
     The manifest keeps each input's manifest under `merged`. The output appears under its name when it is whole.
 
     Raises:
-        UserError: no input, an id in two inputs, different JPEG quality, or the output exists.
+        UserError: no input, an id in two inputs, different JPEG quality, two robots, or the output exists.
     """
     if not inputs:
         raise UserError(f"{output}: nothing to merge; name at least one store")
@@ -41,10 +41,18 @@ def merge_stores(inputs: Sequence[str | Path], output: str | Path, overwrite: bo
         other = store.manifest["jpeg"]
         if other != jpeg:
             raise UserError(f"{store.path}: JPEG {other} but {stores[0].path} has {jpeg}; make them equal")
+    robot, holder = "", stores[0]
+    for store in stores:
+        if store.robot_name and robot and store.robot_name != robot:
+            place = f"{store.path}: is of robot {store.robot_name!r}, {holder.path} of {robot!r}"
+            raise UserError(f"{place}; merge the stores of one robot")
+        if store.robot_name:
+            robot, holder = store.robot_name, store
     partial = output.with_name(output.name + ".partial")
     if partial.exists():
         remove_store(partial)
-    manifest = {"merged": [{k: v for k, v in s.manifest.items() if k not in ("format", "version")} for s in stores]}
+    own = ("format", "version", "robot")
+    manifest = {"merged": [{k: v for k, v in store.manifest.items() if k not in own} for store in stores]}
     with EpisodeWriter(partial, manifest, jpeg_quality=jpeg["quality"]) as writer:
         for store in stores:
             for start in range(0, len(store), _EPISODES_AT_ONCE):

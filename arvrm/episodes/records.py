@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 import simplejpeg
 
-from arvrm.episodes.schema import ARRAYS, CAMERAS, EncodedImages, Episode, EpisodeHeader, validate_episode
+from arvrm.episodes.schema import EncodedImages, Episode, EpisodeHeader, arrays_of, cameras_of, validate_episode
 from arvrm.interface import UserError
 
 FORMAT = "arvrm-episodes"
@@ -25,6 +25,8 @@ VERSION = 1
 JPEG_QUALITY = 92
 JPEG_SUBSAMPLING = "444"
 """No colour subsampling: a block is a few pixels wide, and its colour is what the instruction names."""
+OWN_KEYS = frozenset({"format", "version", "jpeg", "complete", "counts", "robot"})
+"""Keys of a manifest that the store itself writes."""
 _DTYPES = ("float64", "float32", "bool", "int32", "int64", "uint8")
 
 
@@ -38,6 +40,7 @@ class EncodedEpisode:
     images: tuple[tuple[bytes, bytes], ...]
     steps: int
     frames: int
+    robot: str = ""
 
 
 def encode_image(image: np.ndarray, jpeg_quality: int = JPEG_QUALITY) -> bytes:
@@ -55,7 +58,7 @@ def encode_episode(episode: Episode, jpeg_quality: int = JPEG_QUALITY) -> Encode
     """
     validate_episode(episode)
     arrays, specs = [], []
-    for name in ARRAYS[episode.embodiment]:
+    for name in arrays_of(episode):
         if name in episode.arrays:
             array = np.ascontiguousarray(episode.arrays[name])
             specs.append([name, array.dtype.name, list(array.shape)])
@@ -64,7 +67,7 @@ def encode_episode(episode: Episode, jpeg_quality: int = JPEG_QUALITY) -> Encode
         camera: images
         if isinstance(images := episode.images[camera], EncodedImages)
         else EncodedImages(*images.shape[1:3], tuple(encode_image(image, jpeg_quality) for image in images))
-        for camera in CAMERAS[episode.embodiment]
+        for camera in cameras_of(episode)
     }
     header = {
         "id": episode.id,
@@ -92,7 +95,13 @@ def encode_episode(episode: Episode, jpeg_quality: int = JPEG_QUALITY) -> Encode
         for row, jpeg in enumerate(found.jpegs)
     ]
     return EncodedEpisode(
-        episode.id, seal(packed), tuple(arrays), tuple(images), episode.steps, len(episode.image_steps)
+        episode.id,
+        seal(packed),
+        tuple(arrays),
+        tuple(images),
+        episode.steps,
+        len(episode.image_steps),
+        episode.robot,
     )
 
 
@@ -123,7 +132,7 @@ def unpack_header(place: str, content: memoryview) -> EpisodeHeader:
 
 
 def full_manifest(path: Path, manifest: dict[str, Any], jpeg_quality: int) -> dict[str, Any]:
-    reserved = {"format", "version", "jpeg", "complete", "counts"} & set(manifest)
+    reserved = OWN_KEYS & set(manifest)
     if reserved:
         raise UserError(f"{path}: manifest key {sorted(reserved)[0]!r} is the store's own; use another name")
     try:
@@ -144,6 +153,8 @@ def parse_manifest(path: Path, content: bytes) -> dict[str, Any]:
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']!r}")
         version = manifest["version"]
+        if not isinstance(manifest.get("robot", ""), str):
+            raise ValueError(f"robot {manifest['robot']!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: its manifest cannot be read ({error}); write the store again") from error
     if version != VERSION:

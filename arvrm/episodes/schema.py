@@ -9,33 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from arvrm import robots
 from arvrm.interface import KEYPOINTS, ArraySpec, UserError
-from arvrm.robots.calvin import LANDMARKS
+from arvrm.robots import CALVIN
+from arvrm.robots.calvin import LANDMARKS as LANDMARKS
 
-CAMERAS = {"robot": ("rgb_static", "rgb_gripper"), "human": ("rgb_static",)}
+EMBODIMENTS = ("robot", "human")
+HAND_CAMERAS = ("rgb_static",)
 HAND_KEYPOINTS = (len(KEYPOINTS), 2 * len(KEYPOINTS))
-
-ARRAYS: dict[str, dict[str, ArraySpec]] = {
-    "robot": {
-        "robot_obs": ArraySpec("float64", (15,)),
-        "scene_obs": ArraySpec("float64", (24,), required=False),
-        "target_pose": ArraySpec("float64", (6,), required=False),
-        "actions": ArraySpec("float32", (7,)),
-        "executed": ArraySpec("float32", (7,)),
-        "absolute_actions": ArraySpec("float64", (7,), required=False),
-        "landmarks": ArraySpec("float32", (len(LANDMARKS), 3), required=False),
-        "landmark_pixels": ArraySpec("float32", (len(LANDMARKS), 2), required=False, finite=False),
-        "depth_static": ArraySpec("float32", (200, 200), required=False),
-        "depth_gripper": ArraySpec("float32", (84, 84), required=False),
-        "rgb_tactile": ArraySpec("uint8", (160, 120, 6), required=False),
-        "depth_tactile": ArraySpec("float32", (160, 120, 2), required=False),
-    },
-    "human": {
-        "keypoints": ArraySpec("float32", (None, 3)),
-        "visible": ArraySpec("bool", (None,)),
-    },
+HAND_ARRAYS: Mapping[str, ArraySpec] = {
+    "keypoints": ArraySpec("float32", (None, 3)),
+    "visible": ArraySpec("bool", (None,)),
 }
-"""The arrays of each embodiment; all have N rows, one a step."""
+"""What a human episode holds, N rows each; a robot's arrays and cameras are the robot's own (`interface.Robot`)."""
+ARRAYS = {"robot": CALVIN.arrays, "human": HAND_ARRAYS}
 
 
 @dataclass(frozen=True)
@@ -86,10 +73,11 @@ class Episode:
     """One instruction, demonstrated once; attributes as in EpisodeHeader.
 
     Attributes:
-        arrays: name -> (N, ...) array; names, dtypes and shapes as in ARRAYS[embodiment].
-        images: camera -> (F, H, W, 3) uint8 RGB; cameras as in CAMERAS[embodiment]. Who makes an episode piece by
-            piece may encode its images on the way: EncodedImages.
+        arrays: name -> (N, ...) array; names, dtypes and shapes are the robot's, or HAND_ARRAYS.
+        images: camera -> (F, H, W, 3) uint8 RGB; cameras are the robot's, or HAND_CAMERAS. Who makes an episode piece
+            by piece may encode its images on the way: EncodedImages.
         image_steps: (F,) int32, the step at which each image was taken, ascending.
+        robot: name of the robot; of a robot episode that says nothing "calvin", of a human one "".
     """
 
     id: str
@@ -104,6 +92,11 @@ class Episode:
     images: dict[str, np.ndarray | EncodedImages]
     image_steps: np.ndarray
     meta: dict[str, Any] = field(default_factory=dict)
+    robot: str = ""
+
+    def __post_init__(self) -> None:
+        if self.embodiment == "robot" and not self.robot:
+            object.__setattr__(self, "robot", CALVIN.name)
 
     @property
     def steps(self) -> int:
@@ -111,17 +104,33 @@ class Episode:
         return len(next(iter(self.arrays.values())))
 
 
+def arrays_of(episode: Episode) -> Mapping[str, ArraySpec]:
+    """Return what the arrays of an episode like this must be, in the order of the store."""
+    if episode.embodiment == "human":
+        return HAND_ARRAYS
+    return robots.named(episode.robot, f"episode {episode.id!r}").arrays
+
+
+def cameras_of(episode: Episode) -> tuple[str, ...]:
+    """Return the names of the cameras that an episode like this must have."""
+    if episode.embodiment == "human":
+        return HAND_CAMERAS
+    return tuple(camera.name for camera in robots.named(episode.robot, f"episode {episode.id!r}").cameras)
+
+
 def validate_episode(episode: Episode) -> None:
-    """Check an episode against ARRAYS and CAMERAS.
+    """Check an episode against what its robot, or a human, is to hold.
 
     Raises:
-        UserError: a name, dtype, shape or value is not what the embodiment's table asks for.
+        UserError: the robot is unknown, or a name, dtype, shape or value is another.
     """
     place = f"episode {episode.id!r}"
     if not episode.id or not episode.id.isprintable() or len(episode.id.encode()) > 300:
         raise UserError(f"{place}: an id has 1 to 300 bytes and no control characters; choose another")
-    if episode.embodiment not in ARRAYS:
-        raise UserError(f"{place}: embodiment {episode.embodiment!r} is unknown; use {' or '.join(ARRAYS)}")
+    if episode.embodiment not in EMBODIMENTS:
+        raise UserError(f"{place}: embodiment {episode.embodiment!r} is unknown; use {' or '.join(EMBODIMENTS)}")
+    if episode.embodiment == "human" and episode.robot:
+        raise UserError(f"{place}: robot is {episode.robot!r}; a human episode has none, leave it empty")
     for name in ("source", "group", *(("instruction",) if episode.task else ())):
         if not isinstance(getattr(episode, name), str) or not getattr(episode, name).strip():
             raise UserError(f"{place}: {name} is {getattr(episode, name)!r}; give a text that is not empty")
@@ -130,7 +139,7 @@ def validate_episode(episode: Episode) -> None:
             raise UserError(f"{place}: {name} is {getattr(episode, name)!r}; give a text, empty where unknown")
     if not (isinstance(episode.fps, (int, float)) and math.isfinite(episode.fps) and episode.fps > 0):
         raise UserError(f"{place}: fps is {episode.fps!r}; give the steps per second")
-    table = ARRAYS[episode.embodiment]
+    table = arrays_of(episode)
     for name in episode.arrays:
         if name not in table:
             raise UserError(f"{place}: a {episode.embodiment} has no array {name!r}; known: {', '.join(table)}")
@@ -146,7 +155,8 @@ def validate_episode(episode: Episode) -> None:
     if steps == 0:
         raise UserError(f"{place}: it has no steps; leave it out")
     if episode.embodiment == "robot":
-        _validate_actions(place, episode.arrays)
+        for name in ("actions", "executed"):
+            robots.named(episode.robot, place).check_actions(f"{place}: {name}", episode.arrays[name])
     elif episode.arrays["keypoints"].shape[1] != episode.arrays["visible"].shape[1]:
         shapes = f"{episode.arrays['keypoints'].shape[1]} and {episode.arrays['visible'].shape[1]}"
         raise UserError(f"{place}: keypoints and visible have {shapes} columns; give one flag per keypoint")
@@ -168,19 +178,8 @@ def _validate_array(place: str, name: str, array: Any, spec: ArraySpec) -> None:
         raise UserError(f"{place}: {name} has a NaN or infinity in row {row}; mend the recording or leave it out")
 
 
-def _validate_actions(place: str, arrays: Mapping[str, np.ndarray]) -> None:
-    for name in ("actions", "executed"):
-        array = arrays[name]
-        if np.abs(array[:, :6]).max() > 1 + 1e-6:
-            row, column = np.argwhere(np.abs(array[:, :6]) > 1 + 1e-6)[0]
-            raise UserError(f"{place}: {name}[{row}, {column}] is {array[row, column]:g}; clip it to [-1, 1]")
-        if not np.isin(array[:, 6], (-1.0, 1.0)).all():
-            row = int(np.argwhere(~np.isin(array[:, 6], (-1.0, 1.0)))[0][0])
-            raise UserError(f"{place}: {name}[{row}, 6] is {array[row, 6]:g}; the gripper is exactly -1 or 1")
-
-
 def _validate_images(place: str, episode: Episode, steps: int) -> None:
-    cameras = CAMERAS[episode.embodiment]
+    cameras = cameras_of(episode)
     if set(episode.images) != set(cameras):
         have = ", ".join(sorted(episode.images)) or "none"
         raise UserError(f"{place}: cameras are {have}; a {episode.embodiment} episode has {', '.join(cameras)}")

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from arvrm import robots
 from arvrm.episodes.database import Database
 from arvrm.episodes.records import EncodedEpisode, array_key, image_key, parse_manifest, unpack_header
 from arvrm.episodes.schema import Episode, EpisodeHeader
-from arvrm.interface import UserError
+from arvrm.interface import Robot, UserError
+from arvrm.robots import CALVIN
 
 _KEPT_HEADERS, _KEPT_TESTED = 512, 16_384
 """Headers, and names of tested arrays, that a reader remembers: some 3 MB, whatever the store's size."""
@@ -36,6 +38,7 @@ class EpisodeStore:
         self.path = Path(path)
         self._database: Database | None = None
         self._ids: tuple[str, ...] | None = None
+        self._robot_name: str | None = None
         self._headers: dict[str, EpisodeHeader] = {}
         self._tested: set[bytes] = set()
         self._open()
@@ -70,12 +73,28 @@ class EpisodeStore:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the writer was given, and `format`, `version`, `jpeg`, `complete`, `counts`."""
+        """What the writer was given, and `format`, `version`, `jpeg`, `complete`, `counts`, `robot` if it has one."""
         database = self._open()
         with database.begin() as txn:
             manifest = parse_manifest(self.path, bytes(txn.get(b"manifest", db=database.tables[b"meta"])))
             counts = json.loads(bytes(txn.get(b"counts", b"{}", db=database.tables[b"meta"])))
         return {**manifest, "counts": {"episodes": 0, "steps": 0, "frames": 0, **counts}}
+
+    @property
+    def robot_name(self) -> str:
+        """Whose robot episodes it holds, "" where none; a store from before robots had names holds CALVIN's."""
+        if self._robot_name is None:
+            name = self.manifest.get("robot")
+            if name is None:
+                held = any(header.embodiment == "robot" for header in self.headers())
+                name = CALVIN.name if held else ""
+            self._robot_name = name
+        return self._robot_name
+
+    @property
+    def robot(self) -> Robot | None:
+        """As `robot_name`; raises UserError where this program knows no robot of the name."""
+        return robots.named(self.robot_name, str(self.path)) if self.robot_name else None
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -210,11 +229,13 @@ class EpisodeStore:
             images,
             header.image_steps,
             header.meta,
+            self.robot_name if header.embodiment == "robot" else "",
         )
 
     def encoded(self, id: str) -> EncodedEpisode:
         """Read an episode as its records, checksums tested, images not decoded."""
         header, database = self.header(id), self._open()
+        robot = self.robot_name if header.embodiment == "robot" else ""
         with database.begin() as txn:
 
             def records(table: bytes, keys: Iterable[tuple[bytes, str]]) -> tuple[tuple[bytes, bytes], ...]:
@@ -237,6 +258,7 @@ class EpisodeStore:
                 records(b"images", images),
                 header.steps,
                 header.frames,
+                robot,
             )
 
     def verify(self) -> None:
@@ -269,7 +291,7 @@ class EpisodeStore:
         self._forget()
 
     def _forget(self) -> None:
-        self._ids, self._headers, self._tested = None, {}, set()
+        self._ids, self._robot_name, self._headers, self._tested = None, None, {}, set()
 
     def _place(self, id: str, what: str = "") -> str:
         return f"{self.path}: episode {id!r}" + (f", {what}" if what else "")

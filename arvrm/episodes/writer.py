@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from arvrm.episodes.records import (
     parse_manifest,
 )
 from arvrm.episodes.schema import Episode
+from arvrm.episodes.store import EpisodeStore
 from arvrm.interface import UserError
 
 
@@ -91,7 +93,7 @@ class EpisodeWriter:
                 raise UserError(f"{self.path}: has episodes but no manifest; it is damaged, use --overwrite")
             return
         self._manifest = self._stored = old = parse_manifest(self.path, stored)
-        for key in sorted({*wanted, *old} - {"complete"}):
+        for key in sorted({*wanted, *old} - {"complete", "robot"}):
             if wanted.get(key) != old.get(key):
                 raise UserError(
                     f"{self.path}: was made with {difference(key, old.get(key), wanted.get(key))}; "
@@ -113,7 +115,8 @@ class EpisodeWriter:
         """Add one episode: all of it, or nothing.
 
         Raises:
-            UserError: the episode is invalid, its id is taken, or the disk is full.
+            UserError: the episode is invalid, its id is taken, its robot is another than the store's, or the disk is
+                full.
         """
         self.append_encoded(encode_episode(episode, self.jpeg_quality))
 
@@ -129,12 +132,27 @@ class EpisodeWriter:
             records += [(b"arrays", array_key, array) for array_key, array in item.arrays]
             records += [(b"images", image_key, image) for image_key, image in item.images]
             counts.update(episodes=1, steps=item.steps, frames=item.frames)
-        self._commit([*records, (b"meta", b"counts", json_bytes(counts))], complete)
+        self._commit([*records, (b"meta", b"counts", json_bytes(counts))], complete, self._robot_with(encoded))
         self._counts = counts
 
-    def _commit(self, records: list[tuple[bytes, bytes, bytes]], complete: bool) -> None:
+    def _robot_with(self, encoded: Sequence[EncodedEpisode]) -> str:
+        """Return the store's robot after these episodes, "" if there is none; raises UserError if they are two."""
+        robot = self._manifest.get("robot", "")
+        for item in encoded:
+            if item.robot and item.robot != robot:
+                robot = robot or (EpisodeStore(self.path).robot_name if len(self) else "") or item.robot
+                if item.robot != robot:
+                    raise UserError(
+                        f"{self.path}: holds episodes of robot {robot!r}, episode {item.id!r} is of {item.robot!r}; "
+                        "give each robot a store of its own"
+                    )
+        return robot
+
+    def _commit(self, records: list[tuple[bytes, bytes, bytes]], complete: bool, robot: str = "") -> None:
         """Store records, and what has changed of the manifest, in one transaction: each waits for the disk."""
         env, manifest = self._database.env, {**self._manifest, "complete": complete}
+        if robot:
+            manifest["robot"] = robot
         if manifest != self._stored:
             records = [(b"meta", b"manifest", json_bytes(manifest)), *records]
         if not records:
@@ -147,7 +165,7 @@ class EpisodeWriter:
                         if not txn.put(key, value, db=tables[table], overwrite=table == b"meta"):
                             taken = key.split(b"\0")[0].decode()
                             raise UserError(f"{self.path}: episode {taken!r} is there already; give it another id")
-                self._database.tables, self._stored = tables, manifest
+                self._database.tables, self._manifest, self._stored = tables, manifest, manifest
                 return
             except lmdb.MapFullError:
                 size = env.info()["map_size"]

@@ -172,8 +172,11 @@ def write_subset(store: EpisodeStore, manifest: FewShotManifest, output: str | P
 
 
 def store_digest(store: EpisodeStore) -> str:
-    """SHA-256 of the store's manifest and counts; no path or time is in it."""
-    manifest = {key: value for key, value in store.manifest.items() if key != "complete"}
+    """SHA-256 of the store's manifest and counts; no path or time is in it.
+
+    Nor is the robot: lists of episodes made before stores named theirs stay valid.
+    """
+    manifest = {key: value for key, value in store.manifest.items() if key not in ("complete", "robot")}
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
