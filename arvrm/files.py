@@ -43,6 +43,27 @@ def write_json(file: str | Path, values: Any, indent: int | None = 1, sort_keys:
         partial.write_text(text + "\n")
 
 
+def inside(folder: str | Path, name: object, suffixes: tuple[str, ...], place: str) -> Path:
+    """Return the path of what a file names, which may be a plain file of an expected type in its own folder only.
+
+    Args:
+        name: as the file states it: a base name, not a path.
+        suffixes: such as (".mp4",).
+        place: where it is stated, for messages.
+
+    Raises:
+        UserError: it leads out of the folder (also through a link), or is of another type.
+    """
+    folder = Path(folder)
+    plain = isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name and "\\" not in name
+    if not plain or not name.isprintable() or Path(name).suffix.lower() not in suffixes:
+        raise UserError(f"{place}: {str(name)[:80]!r} is no {' or '.join(suffixes)} file of {folder}; correct the name")
+    path = folder / name
+    if path.is_symlink() or path.resolve().parent != folder.resolve():
+        raise UserError(f"{place}: {name!r} is a link out of {folder}; put the file itself there")
+    return path
+
+
 def check_free(path: str | Path, overwrite: bool) -> None:
     """Raise UserError if something is at `path` that may not be replaced."""
     if Path(path).exists() and not overwrite:

@@ -110,6 +110,22 @@ def test_missing_inputs_are_named_and_no_page_is_left(inputs, missing):
     assert not (inputs / "page.html").exists()
 
 
+@pytest.mark.parametrize("name", ["../s.mp4", "/etc/hostname", "r_films/../../s.mp4", "r_films/a.txt", "a.mp4"])
+def test_page_holds_no_film_from_elsewhere(inputs, name):
+    values = json.loads((inputs / "r.json").read_text())
+    values["films"], values["chains"][0]["film"] = [name], name.rpartition("/")[2]
+    (inputs / "r.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="film"):
+        write_report([inputs / "r.json"], inputs / "page.html")
+
+
+def test_page_holds_no_picture_from_elsewhere(inputs):
+    file = inputs / "exhibits" / "exhibits.json"
+    file.write_text(file.read_text().replace('"a.png"', '"../secret.png"'))
+    with pytest.raises(UserError, match="secret.png"):
+        write_report([inputs / "r.json"], inputs / "page.html", exhibits=inputs / "exhibits")
+
+
 def test_several_results_are_compared_under_names_that_differ(inputs):
     save_results(inputs / "other" / "r.json", results((5, 5, 5)))
     save_results(inputs / "expert.json", results((5, 5), policy="expert"))

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from arvrm.files import check_free, replacing
+from arvrm.files import check_free, inside, read_json, replacing
 from arvrm.interface import UserError
 from arvrm.results import load_results, scene_changes
 from arvrm.show.figures import SERIES, chain_figure, curve_figure, map_figure, task_figure
@@ -145,7 +145,7 @@ def clock(seconds: float) -> str:
 
 def film_entries(path: Path, values: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """Films of a results file, successes first, as data URIs; films that are gone are left out."""
-    by_film = {Path(film).name: path.parent / film for film in values.get("films", [])}
+    by_film = {file.name: file for film in values.get("films", []) if (file := film_file(path, film))}
     entries = []
     for chain in values["chains"]:
         file = by_film.get(chain.get("film", ""))
@@ -168,9 +168,30 @@ def film_entries(path: Path, values: dict[str, Any], name: str) -> list[dict[str
     return sorted(entries, key=lambda entry: -entry["completed"])
 
 
+def film_file(results: Path, film: object) -> Path:
+    """Return the path of a film that a results file names as FOLDER/NAME.mp4, the folder lying beside it.
+
+    Raises:
+        UserError: it names anything else.
+    """
+    folder, _, name = str(film).rpartition("/")
+    beside = results.parent / folder
+    if Path(folder).name != folder or folder in ("", "..") or beside.is_symlink():
+        raise UserError(f"{results}: film {str(film)[:80]!r} is no file of a folder beside it; correct the name")
+    return inside(beside, name, (".mp4",), f"{results}: film")
+
+
 def data_uri(file: Path, kind: str) -> str:
     """The file as a data URI of this media type."""
-    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+    try:
+        return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; make it again") from error
+
+
+def picture_uri(folder: Path, name: object) -> str:
+    """A picture that `exhibits.json` names as a data URI; raises UserError if it is no PNG of the folder."""
+    return data_uri(inside(folder, name, (".png",), f"{folder}/exhibits.json"), "image/png")
 
 
 def run_entry(folder: Path) -> dict[str, Any]:
@@ -211,19 +232,14 @@ def exhibit_entries(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: no exhibits there.
     """
-    try:
-        found = json.loads((folder / "exhibits.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder}/exhibits.json: cannot be read; give a folder written by `arvrm exhibit`") from error
+    found = read_json(folder / "exhibits.json", "give a folder written by `arvrm exhibit`")
     queries = []
     for query in found.get("retrieval", []):
         queries.append(
             {
                 **query,
-                "picture": data_uri(folder / query["picture"], "image/png"),
-                "clips": [
-                    {**clip, "picture": data_uri(folder / clip["picture"], "image/png")} for clip in query["clips"]
-                ],
+                "picture": picture_uri(folder, query["picture"]),
+                "clips": [{**clip, "picture": picture_uri(folder, clip["picture"])} for clip in query["clips"]],
             }
         )
     maps = []
