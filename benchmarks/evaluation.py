@@ -21,8 +21,7 @@ from typing import Any
 
 from scene_options import run, scene_parser
 
-from arvrm import evaluation
-from arvrm.evaluation import EvaluateConfig, evaluate
+from arvrm.evaluation import EvaluateConfig, evaluate, parent
 from arvrm.interface import PolicySpec
 from arvrm.results import load_results
 
@@ -35,7 +34,7 @@ LOOKS = {
 
 def measure(look: str, workers: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return chains an hour, control steps a second, and shares of the workers' time."""
-    evaluation.NO_IMAGES = LOOKS[look]  # what rollouts of an expert look at
+    parent.NO_IMAGES = LOOKS[look]  # what rollouts of an expert look at
     with tempfile.TemporaryDirectory() as folder:
         config = EvaluateConfig(
             output=str(Path(folder) / "results.json"), policy="expert", chains=arguments.chains, workers=workers,

@@ -14,11 +14,12 @@ from pathlib import Path
 import test_evaluation as small
 
 from arvrm import evaluation, processes
+from arvrm.evaluation.parent import Parent
 
 
 def roll_out(folder: Path, count: int, die_after: int | None, **values) -> None:
     """One process of an evaluation. When each has logged `die_after` chains, the last one is killed."""
-    finish, logged = evaluation._Run._finish, []
+    finish, logged = Parent._finish, []
 
     def counted(self, record, cost):
         finish(self, record, cost)
@@ -32,7 +33,7 @@ def roll_out(folder: Path, count: int, die_after: int | None, **values) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             board.take("never")
 
-    evaluation._Run._finish = counted
+    Parent._finish = counted
 
     def run() -> None:
         settings = small.config(folder, **values)

@@ -29,7 +29,8 @@ CLOSE = 1e-4
 
 def made_by(script, folder):
     """Run one of the scripts; return its folder and what ended well."""
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run(
         [sys.executable, str(HERE / script), str(folder)], env=environment, capture_output=True, text=True, timeout=900
     )

@@ -273,7 +273,8 @@ def run_slowly(folder):
 def test_killed_run_resumes_with_no_chain_lost_or_twice(tmp_path):
     log = tmp_path / "results.chains.jsonl"
     command = [sys.executable, "-c", f"import test_evaluation as t; t.run_slowly({str(tmp_path)!r})"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.time() + 30
     while time.time() < deadline and (not log.exists() or log.read_bytes().count(b"\n") < 5):

@@ -1,0 +1,94 @@
+"""What an evaluation rolls out, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from arvrm.interface import BLOCKS, SCENES
+from arvrm.sim.render import CameraShift
+from arvrm.sim.scene import Lighting
+
+OFFICIAL_CHAINS = 1000
+BEHIND_THE_SCENES = ("workers", "output", "resume", "overwrite", "film_successes", "film_failures", "threads", "device")
+"""Fields that cannot change a chain's outcome: a run may be resumed with others."""
+SWITCHES = ("camera_shift", "lighting", "block_colours")
+"""Robustness switches: what may differ from the scene as it is; the renderer is another."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to roll out and where.
+
+    Attributes:
+        policy: checkpoint (learnt), expert (scripted, privileged) or random (uniform actions).
+        checkpoint: folder of the learnt policy. index: retrieval index, if the policy retrieves at rollout.
+        execute_steps: actions of a chunk executed before planning again; None: the checkpoint's own.
+        protocol: chains (LH-MTLC) or single (every task alone, from `starts` random starts).
+        scene: A, B, C or D. assets: builtin, or calvin: an official checkout at calvin_root (None: environment variable
+            CALVIN_ROOT). renderer: tiny, egl, or auto (egl where it works); choose the one that rendered the training
+            data.
+        camera_shift: robustness switch: moves the static camera by `metres` in a random direction and turns it by
+            `degrees` about a random axis, both drawn from `seed`.
+        lighting: robustness switch: direction (3, towards the light), colour (3), distance, ambient, diffuse, specular.
+        block_colours: robustness switch: red, blue or pink: RGBA, each 0 to 1.
+        chains: how many: the first so many of the official 1000, where all tasks are in use.
+        chain_file: JSON list of {"initial_state": {...}, "tasks": [...]} in place of generated chains.
+        tasks: restrict chains to these tasks; None: all 34.
+        starts: of each task, with the single-task protocol.
+        seed: of sentences drawn, random actions and experts; chains do not depend on it.
+        instructions: validation (one sentence a task), unseen (held-out paraphrases), calvin (the official sentences
+            under calvin_root), or the path of a JSON file {task: sentence or list of sentences}.
+        max_steps: control steps per instruction (30 a second).
+        workers: simulators side by side, of each process; they change nothing but the time. More than cores is best:
+            some simulate while others wait for their plans.
+        batch: requests that the policy plans for at once. It changes the last bits of actions, and so single outcomes.
+        threads: torch threads that plan.
+        film_successes, film_failures: how many of the best and worst early chains to keep as films.
+        output: the results file; its log (.chains.jsonl) and films lie beside it.
+        resume: go on with the output's log. overwrite: begin anew.
+        device: cpu or cuda, where the policy plans; of several processes each has its own.
+    """
+
+    output: str = "results.json"
+    policy: Literal["checkpoint", "expert", "random"] = "checkpoint"
+    checkpoint: str | None = None
+    index: str | None = None
+    execute_steps: int | None = None
+    protocol: Literal["chains", "single"] = "chains"
+    scene: str = "D"
+    assets: Literal["builtin", "calvin"] = "builtin"
+    calvin_root: str | None = None
+    renderer: Literal["tiny", "egl", "auto"] = "tiny"
+    camera_shift: CameraShift = CameraShift()
+    lighting: Lighting = Lighting()
+    block_colours: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
+    chains: int = OFFICIAL_CHAINS
+    chain_file: str | None = None
+    tasks: tuple[str, ...] | None = None
+    starts: int = 25
+    instructions: str = "validation"
+    max_steps: int = 360
+    seed: int = 0
+    workers: int = 6
+    device: str = "cpu"
+    batch: int = 4
+    threads: int = 1
+    film_successes: int = 0
+    film_failures: int = 0
+    resume: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scene not in SCENES:
+            raise ValueError(f"scene {self.scene!r} is none of {', '.join(SCENES)}")
+        for name in ("chains", "max_steps", "workers", "starts", "threads", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if not np.isfinite([self.camera_shift.metres, self.camera_shift.degrees]).all() or self.camera_shift.seed < 0:
+            raise ValueError(f"camera_shift = {self.camera_shift}: metres and degrees must be finite, seed at least 0")
+        for name, colour in self.block_colours.items():
+            if name not in BLOCKS or not all(0 <= part <= 1 for part in colour):
+                raise ValueError(f"block_colours.{name} = {colour}: give {', '.join(BLOCKS)} four numbers from 0 to 1")
