@@ -29,7 +29,8 @@ from arvrm.model.config import ModelConfig
 from arvrm.model.policy_net import PolicyNet
 from arvrm.model.transformer import attention_kernel, compile_blocks
 from arvrm.robots.calvin import CALVIN
-from arvrm.training.loop import parameter_groups, to_device
+from arvrm.training.loop import to_device
+from arvrm.training.optimizer import parameter_groups
 
 PARTS = {
     "ViT": ("vlm.static_encoder",),

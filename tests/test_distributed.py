@@ -21,7 +21,7 @@ from arvrm.interface import UserError
 from arvrm.model import split_batch
 from arvrm.model.checkpoint import load_checkpoint
 from arvrm.results import ChainLog, ChainRecord, load_results
-from arvrm.training.distribution import Piece, check_division
+from arvrm.training.distribution import MicroBatch, check_division
 
 HERE = Path(__file__).parent
 CLOSE = 1e-4
@@ -157,7 +157,7 @@ def test_batch_that_cannot_be_shared_alike_is_refused(monkeypatch):
     with pytest.raises(UserError, match=r"train.batch: 16 is no multiple of 3 processes x 1"):
         check_division(16, 1)
     with pytest.raises(ValueError, match="3 pieces cannot share 16"):
-        Piece(0, 3).rows(16)
+        MicroBatch(0, 3).rows(16)
 
 
 def test_pieces_of_any_number_of_processes_are_the_same_rows_of_each_backward_pass():
@@ -166,7 +166,7 @@ def test_pieces_of_any_number_of_processes_are_the_same_rows_of_each_backward_pa
         passes = []
         for world in (1, 2, 3):
             pieces = [
-                [rows[Piece(n * world + rank, accumulate * world).rows(24)] for rank in range(world)]
+                [rows[MicroBatch(n * world + rank, accumulate * world).rows(24)] for rank in range(world)]
                 for n in range(accumulate)
             ]
             passes.append([np.concatenate(some).tolist() for some in pieces])

@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from arvrm.interface import UserError
-from arvrm.training.loop import TrainConfig, Trainer, learning_rate, parameter_groups, prepare_folder
+from arvrm.training import TrainConfig
+from arvrm.training.loop import Trainer
+from arvrm.training.optimizer import learning_rate, parameter_groups
+from arvrm.training.runs import prepare_folder
 
 HERE = Path(__file__)
 
@@ -42,14 +45,14 @@ def save(folder: Path, model: nn.Module) -> None:
     os.replace(folder / "part.tmp", folder / "model.safetensors")
 
 
-def trainer(folder, batches=batch_of, model=None, slower=None, **options):
+def trainer(folder, batches=batch_of, model=None, rate_share=None, **options):
     defaults = {"steps": 30, "batch": 8, "warmup": 3, "log_every": 5, "checkpoint_every": 10, "validate_every": 0}
     config = TrainConfig(**(defaults | {"device": "cpu", "tensorboard": False} | options))
     torch.manual_seed(config.seed)
     prepare_folder(Path(folder), resume=True, overwrite=False)
 
-    def numbered(step, piece):
-        return batches(step * piece.of + piece.number)
+    def numbered(step, micro_batch):
+        return batches(step * micro_batch.of + micro_batch.number)
 
     return Trainer(
         model or Line(),
@@ -57,8 +60,8 @@ def trainer(folder, batches=batch_of, model=None, slower=None, **options):
         config,
         Path(folder),
         save,
-        describe=lambda step, piece: f"episodes of {step}",
-        slower=slower,
+        describe=lambda step, micro_batch: f"episodes of {step}",
+        rate_share=rate_share,
     )
 
 
@@ -70,7 +73,7 @@ def lines(folder, split="train"):
 OPTIONS = {
     "plain": {},
     "averaged, accumulated, bf16": {"ema": 0.9, "accumulate": 2, "precision": "bf16"},
-    "a part slower": {"slower": ("layers.0.", 0.1)},
+    "a part at a share of the rate": {"rate_share": ("layers.0.", 0.1)},
 }
 
 
@@ -184,7 +187,7 @@ def test_schedule_warms_up_and_follows_a_cosine():
     assert learning_rate(config, 10) == pytest.approx(1.0)
     assert learning_rate(config, 60) == pytest.approx(0.1 + 0.9 * 0.5)
     assert learning_rate(config, 110) == pytest.approx(0.1)
-    assert learning_rate(config, 10, share_of_time=1.0) == pytest.approx(0.1)
+    assert learning_rate(config, 10, time_used=1.0) == pytest.approx(0.1)
 
 
 def test_norms_and_biases_do_not_decay_and_frozen_weights_are_left_out():

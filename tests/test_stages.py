@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -353,6 +354,25 @@ def test_resumed_run_must_have_the_same_configuration(root, tmp_path):
         finetune(changed, progress=False)
     again = finetuning(root, str(tmp_path / "run"), resume=True, train={"log_every": 1})
     assert finetune(again, progress=False).steps == 6
+
+
+@pytest.mark.parametrize("key, constant, other", [("train.beta2", 0.99, 0.999)])
+def test_run_of_an_older_version_goes_on_unless_a_setting_meant_what_is_gone(root, tmp_path, key, constant, other):
+    config = pretraining(root, output=str(tmp_path / "run"), train={"steps": 2})
+    pretrain(config, progress=False)
+    file = tmp_path / "run" / "run.json"
+    section, _, name = key.partition(".")
+
+    def begun_with(value):
+        values = json.loads(file.read_text())
+        values["config"][section][name] = value
+        file.write_text(json.dumps(values))
+
+    begun_with(constant)
+    pretrain(dataclasses.replace(config, resume=True), progress=False)
+    begun_with(other)
+    with pytest.raises(UserError, match=f"run.json: {key} is {other}.*{constant}"):
+        pretrain(dataclasses.replace(config, resume=True), progress=False)
 
 
 def test_frozen_encoder_is_run_once_and_trains_the_same_from_its_features(root, tmp_path):

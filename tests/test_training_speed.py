@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from arvrm.model.policy_net import PolicyNet
 from arvrm.model.transformer import FullBlock, attend, attention_kernel, compile_blocks
-from arvrm.training.loop import TrainConfig, Trainer
+from arvrm.training import TrainConfig
+from arvrm.training.loop import Trainer
 
 WAITS = {
     "_local_scalar_dense": "reads a number",
@@ -92,7 +93,7 @@ def test_the_loop_reads_numbers_only_when_it_logs(tmp_path):
     )
     read = []
 
-    def batch_of(step, piece):
+    def batch_of(step, micro_batch):
         read.append(list(waits.found))
         waits.found.clear()
         return batch

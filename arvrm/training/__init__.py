@@ -1,10 +1,10 @@
 """The three steps of training: `pretrain` on human clips, `build_index_stage`, `finetune` on robot episodes."""
 
+from arvrm.training.config import TrainConfig, TrainResult
 from arvrm.training.data import DataConfig, open_table, text_table
 from arvrm.training.finetuning import FinetuneConfig, RobotData, finetune, policy_errors
 from arvrm.training.index_stage import IndexConfig, build_index_stage, frozen_encoders
 from arvrm.training.judge import EvaluateHandsConfig, evaluate_hands
-from arvrm.training.loop import TrainConfig, TrainResult
 from arvrm.training.pretraining import PretrainConfig, pretrain
 
 __all__ = [

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import glob
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +19,8 @@ from arvrm.interface import UserError
 from arvrm.model.config import ModelConfig
 from arvrm.model.encoders import TextEncoder, fit_images
 from arvrm.retrieval import FrozenEncoders
-from arvrm.training.loop import TrainConfig
+from arvrm.training.config import TrainConfig
+from arvrm.training.log import progress_bar
 from arvrm.windows import (
     IN_MEMORY_BYTES,
     Anchors,
@@ -224,18 +224,3 @@ def images_of(
 def episode_names(table: EpisodeTable, anchors: np.ndarray, most: int = 8) -> str:
     names = sorted({table.ids[episode] for episode in table.episode_of_image[anchors]})
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def progress_bar(name: str, total: int, progress: bool) -> Any:
-    from tqdm import tqdm
-
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        desc=name,
-        unit="frame",
-        file=sys.stderr,
-        disable=not (progress and processes.is_main()),
-        mininterval=0.5 if terminal else 15.0,
-        leave=terminal,
-    )

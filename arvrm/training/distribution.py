@@ -21,26 +21,26 @@ SHARDED_ALONE = ("Block", "FullBlock", "FilmedLayer", "ViTMAELayer", "Dinov2Laye
 
 
 @dataclass(frozen=True)
-class Piece:
+class MicroBatch:
     """What one process takes of an update's batch in one backward pass.
 
     Attributes:
-        number, of: which of how many pieces of one size: by backward pass, then by process. So any number of processes
-            cuts the same batch, and with as many backward passes each pass has the same rows.
+        number, of: which of how many, all of one size: counted by backward pass, then by process. So any number of
+            processes cuts the same batch, and with as many backward passes each pass has the same rows.
     """
 
     number: int = 0
     of: int = 1
 
     def rows(self, total: int) -> slice:
-        """Return this piece's rows of a batch of `total`, which the pieces must divide."""
+        """Return its rows of a batch of `total`, which `of` must divide."""
         size, rest = divmod(total, self.of)
         if rest:
-            raise ValueError(f"{self.of} pieces cannot share {total} rows alike")
+            raise ValueError(f"{total} rows cannot be cut into {self.of} micro-batches of one size")
         return slice(self.number * size, (self.number + 1) * size)
 
 
-WHOLE = Piece()
+WHOLE_BATCH = MicroBatch()
 
 
 def check_division(batch: int, accumulate: int) -> None:
@@ -153,16 +153,16 @@ class Votes:
         self._group = torch.distributed.new_group(backend="gloo") if processes.world() > 1 else None
         self._pending: tuple[Any, Tensor] | None = None
 
-    def cast(self, stop: bool, share_of_time: float) -> tuple[bool, float]:
-        """Return whether any process wants to stop, and the first process's share of time.
+    def cast(self, stop: bool, time_used: float) -> tuple[bool, float]:
+        """Return whether any process wants to stop, and the first process's `time_used` (fraction of the time budget).
 
         Raises:
             RuntimeError: a process is gone.
         """
         if self._group is None:
-            return stop, share_of_time
+            return stop, time_used
         heard = self._heard()
-        numbers = torch.tensor([float(stop), share_of_time if processes.is_main() else 0.0], dtype=torch.float64)
+        numbers = torch.tensor([float(stop), time_used if processes.is_main() else 0.0], dtype=torch.float64)
         self._pending = torch.distributed.all_reduce(numbers, group=self._group, async_op=True), numbers
         return heard
 

@@ -26,20 +26,21 @@ from arvrm.model.config import ModelConfig
 from arvrm.model.encoders import TextEncoder
 from arvrm.model.policy_net import PolicyNet
 from arvrm.retrieval import ClipIndex, RetrievalConfig, RetrievedClips, frame_features
+from arvrm.training.config import TrainConfig, TrainResult
 from arvrm.training.data import (
     DataConfig,
     episode_names,
     frames_of,
     images_of,
     open_table,
-    progress_bar,
     sampler_of,
     split,
     spread,
     text_table,
 )
-from arvrm.training.distribution import WHOLE, Piece
-from arvrm.training.loop import TrainConfig, Trainer, TrainResult, to_device
+from arvrm.training.distribution import WHOLE_BATCH, MicroBatch
+from arvrm.training.log import progress_bar
+from arvrm.training.loop import Trainer, to_device
 from arvrm.training.runs import begin_run, check_run, metadata_of, saver
 from arvrm.windows import (
     EpisodeTable,
@@ -105,9 +106,9 @@ def finetune(config: FinetuneConfig, progress: bool = True) -> TrainResult:
     check_run(config, "finetune")
     torch.manual_seed(config.train.seed)
     model = PolicyNet(config.model)
-    slower = None
+    rate_share = None
     if config.pretrained:
-        slower = (_start_from(model, config.pretrained), config.pretrained_rate)
+        rate_share = (_start_from(model, config.pretrained), config.pretrained_rate)
     data = RobotData(config, model, progress)
     metadata = {"stage": "finetune", **metadata_of(config, data.windows.table, data.train_episodes)}
     metadata |= {"index": config.index, "retrieval": to_dict(config.retrieval), "pretrained": config.pretrained}
@@ -122,7 +123,7 @@ def finetune(config: FinetuneConfig, progress: bool = True) -> TrainResult:
         validate=(lambda m, device: policy_errors(m, data, device)) if len(data.held_out) else None,
         describe=data.describe,
         name="finetune",
-        slower=slower,
+        rate_share=rate_share,
     )
     return trainer.run(config.resume, progress)
 
@@ -160,8 +161,8 @@ class RobotData:
         if data.segment_windows:
             self.segments = cut_segments(table, self.train, data.segment_windows)
             self.sampler = sampler_of(table, self.train, data, train.seed, self.segments.last)
-            pieces = train.accumulate * processes.world()
-            self.draws = pieces * -(-train.batch // (pieces * data.segment_windows))
+            parts = train.accumulate * processes.world()
+            self.draws = parts * -(-train.batch // (parts * data.segment_windows))
         else:
             self.sampler = sampler_of(table, self.train, data, train.seed)
         self.clips = self._retrieve(encoder, model, progress) if config.index else None
@@ -191,21 +192,23 @@ class RobotData:
                 seen = frame_features(table, index.encoders, config.data.cache, bar.update)
         return RetrievedClips(index, table, windows, seen, config.retrieval, config.window.history, config.data.cache)
 
-    def batch(self, anchors: np.ndarray, rng: np.random.Generator, piece: Piece = WHOLE) -> RobotBatch:
-        """Return a piece of a batch of windows with their clips; `rng` chooses which clips are replayed."""
-        return self._with_clips(self.windows.batch(anchors[piece.rows(len(anchors))]), anchors, rng, piece)
+    def batch(self, anchors: np.ndarray, rng: np.random.Generator, micro_batch: MicroBatch = WHOLE_BATCH) -> RobotBatch:
+        """Return rows of a batch of windows with their clips; `rng` chooses which clips are replayed."""
+        return self._with_clips(self.windows.batch(anchors[micro_batch.rows(len(anchors))]), anchors, rng, micro_batch)
 
-    def _with_clips(self, batch: RobotBatch, anchors: np.ndarray, rng: np.random.Generator, piece: Piece) -> RobotBatch:
+    def _with_clips(
+        self, batch: RobotBatch, anchors: np.ndarray, rng: np.random.Generator, micro_batch: MicroBatch
+    ) -> RobotBatch:
         if self.clips is None:
             return batch
         count, replays = self.config.replay_windows, self.config.model.loss.replay > 0
-        batch["clips"] = self.clips.batch(anchors[piece.rows(len(anchors))], images=replays and count is None)
+        batch["clips"] = self.clips.batch(anchors[micro_batch.rows(len(anchors))], images=replays and count is None)
         if replays and count is not None:
             which = rng.choice(len(anchors), size=count, replace=count > len(anchors))
             clips = rng.integers(batch["clips"]["frame_mask"].shape[1], size=count)
-            # Chosen for the whole batch. Where the pieces do not divide it, the last ones repeat one that counts not.
-            each = -(-count // piece.of)
-            rows = np.arange(each * piece.number, each * (piece.number + 1))
+            # Chosen for the whole batch. Where its size is no multiple, the last ones repeat one that does not count.
+            each = -(-count // micro_batch.of)
+            rows = np.arange(each * micro_batch.number, each * (micro_batch.number + 1))
             spare, rows = torch.from_numpy(rows >= count), np.minimum(rows, count - 1)
             chosen, j = self.clips.batch(anchors[which[rows]]), torch.from_numpy(clips[rows])
             batch["replay"] = {name: value[torch.arange(each), j] for name, value in chosen.items()}
@@ -215,19 +218,19 @@ class RobotData:
                         value[spare] = False
         return batch
 
-    def batch_of(self, step: int, piece: Piece = WHOLE) -> RobotBatch:
-        """Return a piece of an update's training batch, which is a function of (seed, step)."""
+    def batch_of(self, step: int, micro_batch: MicroBatch = WHOLE_BATCH) -> RobotBatch:
+        """Return rows of an update's training batch, which is a function of (seed, step)."""
         anchors = self.sampler.draw(step, self.draws)
         rng = np.random.default_rng([self.config.train.seed, step, 1])
         if self.segments is None:
-            return self.batch(anchors, rng, piece)
+            return self.batch(anchors, rng, micro_batch)
         which = np.searchsorted(self.segments.last, anchors)
-        batch = self.windows.segment_batch(self.segments, which[piece.rows(len(which))])
-        return self._with_clips(batch, self.windows.segment_anchors(self.segments, which), rng, piece)
+        batch = self.windows.segment_batch(self.segments, which[micro_batch.rows(len(which))])
+        return self._with_clips(batch, self.windows.segment_anchors(self.segments, which), rng, micro_batch)
 
-    def describe(self, step: int, piece: Piece = WHOLE) -> str:
-        """Name the episodes of a piece of a batch."""
-        return episode_names(self.windows.table, self.sampler.draw(step, self.draws)[piece.rows(self.draws)])
+    def describe(self, step: int, micro_batch: MicroBatch = WHOLE_BATCH) -> str:
+        """Name the episodes of rows of a batch."""
+        return episode_names(self.windows.table, self.sampler.draw(step, self.draws)[micro_batch.rows(self.draws)])
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ from arvrm.model.checkpoint import load_checkpoint
 from arvrm.model.encoders import TextEncoder
 from arvrm.model.policy_net import PolicyNet
 from arvrm.retrieval import FrozenEncoders, SearchConfig, build_index
-from arvrm.training.data import open_stores, progress_bar
+from arvrm.training.data import open_stores
+from arvrm.training.log import progress_bar
 
 
 @dataclass(frozen=True)

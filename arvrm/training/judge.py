@@ -14,12 +14,13 @@ from torch import nn
 
 from arvrm.config import from_dict
 from arvrm.episodes import EpisodeStore
+from arvrm.files import write_json
 from arvrm.interface import CONTROL_HZ, HumanBatch, UserError
 from arvrm.model.checkpoint import load_checkpoint
 from arvrm.model.encoders import TextEncoder, fit_images
 from arvrm.model.keypoint_vlm import last_motion, last_seen
 from arvrm.training.data import DataConfig, open_stores, open_table, split, spread, text_table
-from arvrm.training.loop import to_device, write_json
+from arvrm.training.loop import to_device
 from arvrm.windows import EpisodeTable, HumanWindows, StoreFrames, WindowConfig, in_batches, store_fingerprint
 
 PIXELS = 224

@@ -10,10 +10,11 @@ import torch
 from arvrm.model.config import ModelConfig
 from arvrm.model.encoders import TextEncoder
 from arvrm.model.keypoint_vlm import KeypointVLM
+from arvrm.training.config import TrainConfig, TrainResult
 from arvrm.training.data import DataConfig, episode_names, frames_of, open_table, sampler_of, split, spread, text_table
-from arvrm.training.distribution import Piece
+from arvrm.training.distribution import MicroBatch
 from arvrm.training.judge import keypoint_errors
-from arvrm.training.loop import TrainConfig, Trainer, TrainResult
+from arvrm.training.loop import Trainer
 from arvrm.training.runs import begin_run, check_run, metadata_of, saver
 from arvrm.windows import HumanWindows, WindowConfig
 
@@ -56,18 +57,18 @@ def pretrain(config: PretrainConfig, progress: bool = True) -> TrainResult:
     windows = HumanWindows(table, config.window, joints, text, frames, features, config.data.in_memory, foresee)
     sampler = sampler_of(table, windows.anchors(train), config.data, config.train.seed)
 
-    def anchors_of(step: int, piece: Piece) -> np.ndarray:
-        return sampler.draw(step, config.train.batch)[piece.rows(config.train.batch)]
+    def anchors_of(step: int, micro_batch: MicroBatch) -> np.ndarray:
+        return sampler.draw(step, config.train.batch)[micro_batch.rows(config.train.batch)]
 
     held = spread(windows.anchors(held_out), config.data.validation_windows)
     trainer = Trainer(
         model,
-        lambda step, piece: windows.batch(anchors_of(step, piece)),
+        lambda step, micro_batch: windows.batch(anchors_of(step, micro_batch)),
         config.train,
         begin_run(config, "pretrain"),
         save=saver({"stage": "pretrain", **metadata_of(config, table, train)}),
         validate=(lambda m, device: keypoint_errors(m, windows, held, device)) if len(held) else None,
-        describe=lambda step, piece: episode_names(table, anchors_of(step, piece)),
+        describe=lambda step, micro_batch: episode_names(table, anchors_of(step, micro_batch)),
         name="pretrain",
     )
     return trainer.run(config.resume, progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,12 +16,47 @@ from torch import nn
 
 from arvrm import processes
 from arvrm.config import from_dict, to_dict
+from arvrm.files import write_json
 from arvrm.interface import UserError
 from arvrm.model.checkpoint import save_checkpoint
+from arvrm.training.config import TrainConfig
 from arvrm.training.data import DataConfig
 from arvrm.training.distribution import check_division, shards
-from arvrm.training.loop import TrainConfig, check_folder, prepare_folder, write_json
+from arvrm.training.upgrade import upgraded
 from arvrm.windows import EpisodeTable, WindowConfig, store_fingerprint
+
+_OURS = {"state", "metrics.jsonl", "tensorboard", "model.safetensors", "config.json", "statistics.json", "run.json"}
+
+
+def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Look whether `folder` may become a run's.
+
+    Raises:
+        UserError: it holds a run already and neither `resume` nor `overwrite` is given, or it is no run's folder.
+    """
+    if resume and overwrite:
+        raise UserError(f"{folder}: --resume and --overwrite exclude each other; pass one")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; give a folder for the run")
+    present = set(os.listdir(folder)) if folder.exists() else set()
+    if present and not resume:
+        if not overwrite:
+            raise UserError(f"{folder}: exists; pass --resume to go on with it or --overwrite to replace it")
+        if not present & _OURS:
+            raise UserError(f"{folder}: is not a run's folder, so it is not overwritten; give another or empty it")
+
+
+def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Make a run's folder, empty of an older run's files unless it is resumed. Raises as `check_folder` does."""
+    check_folder(folder, resume, overwrite)
+    if overwrite:
+        for name in _OURS:
+            path = folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 class RunConfig(Protocol):
@@ -77,7 +113,7 @@ def check_run(config: RunConfig, stage: str) -> None:
         return
     try:
         before = json.loads(file.read_text())
-        known = to_dict(from_dict(type(config), before["config"], str(file)))
+        known = to_dict(from_dict(type(config), upgraded(before["config"], str(file)), str(file)))
         difference = _difference(known, to_dict(config))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: is damaged ({error}); restart with --overwrite") from error
