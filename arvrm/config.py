@@ -5,14 +5,41 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from arvrm import files
 from arvrm.interface import UserError
 
 C = TypeVar("C")
+_LARGEST = 2**63 - 1  # what every reader of a whole number can hold
+
+
+def bounded(default: Any, *, least: float | None = None, above: float | None = None, most: float | None = None) -> Any:
+    """A field of a configuration whose number lies within bounds; None, where the type allows it, has none.
+
+    The class checks them with `__post_init__ = check_bounds`.
+    """
+    return dataclasses.field(default=default, metadata={"least": least, "above": above, "most": most})
+
+
+def check_bounds(config: Any) -> None:
+    """Raise ValueError for the first `bounded` field of a configuration that is out of its bounds."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        least, above, most = (field.metadata.get(name) for name in ("least", "above", "most"))
+        if value is None:
+            continue
+        if least is not None and not value >= least:
+            raise ValueError(f"{field.name} is {value}; give at least {least}")
+        if above is not None and not value > above:
+            raise ValueError(f"{field.name} is {value}; give more than {above}")
+        if most is not None and not value <= most:
+            raise ValueError(f"{field.name} is {value}; give at most {most}")
 
 
 def from_dict(kind: type[C], values: dict[str, Any], place: str = "configuration") -> C:
@@ -21,111 +48,164 @@ def from_dict(kind: type[C], values: dict[str, Any], place: str = "configuration
     Raises:
         UserError: an unknown key (named with the nearest known one), a missing one, or a value of another type.
     """
-    if not isinstance(values, dict):
-        raise UserError(f"{place}: expected an object with keys, got {values!r}")
-    hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
-    for key in values:
-        if key not in fields:
-            raise UserError(f"{place}: unknown key {key!r}{_nearest(key, fields)}")
-    arguments = {key: _convert(hints[key], value, f"{place}.{key}") for key, value in values.items()}
-    missing = [
-        name
-        for name, field in fields.items()
-        if name not in arguments
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise UserError(f"{place}: missing key {missing[0]!r}; add it to the JSON file or pass --{missing[0]} VALUE")
+    arguments = _arguments(kind, values, place)
+    for name in without_default(kind):
+        if name not in arguments:
+            raise UserError(f"{place}: missing key {name!r}; add it to the JSON file, or give {name}=VALUE")
     try:
         return kind(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"{place}: {error}") from error
 
 
-def load(kind: type[C], file: str | Path | None = None, overrides: list[str] | None = None) -> C:
-    """Read `kind` from a JSON file (or its defaults) and apply overrides such as "train.steps=200".
+def read(file: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the values of a JSON file (none: no values), changed by overrides such as "train.steps=200".
 
     Raises:
-        UserError: the file is missing or no JSON, a key is unknown, a value has the wrong type.
+        UserError: the file is missing or no JSON object, or an override has another form.
     """
-    values: dict[str, Any] = {}
-    if file is not None:
-        try:
-            values = json.loads(Path(file).read_text())
-        except OSError as error:
-            raise UserError(f"{file}: {error.strerror}; give an existing JSON file") from error
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}:{error.lineno}: not JSON ({error.msg})") from error
-        if not isinstance(values, dict):
-            raise UserError(f"{file}: expected a JSON object at the top")
-    for override in overrides or []:
+    values = {} if file is None else files.read_json(file)
+    for override in overrides:
         key, separator, text = override.removeprefix("--").partition("=")
         if not separator or not key:
             raise UserError(f"override {override!r}: write it as section.key=value")
         try:
             value = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             value = text
         _assign(values, key.split("."), value, override)
-    return from_dict(kind, values, str(file) if file else "configuration")
+    return values
+
+
+def load(kind: type[C], file: str | Path | None = None, overrides: Sequence[str] = ()) -> C:
+    """Read `kind` from a JSON file (or its defaults) and apply overrides such as "train.steps=200".
+
+    Raises:
+        UserError: as `read` and `from_dict`.
+    """
+    return from_dict(kind, read(file, overrides), str(file) if file else "configuration")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return the configuration as JSON-able dictionaries; `from_dict` inverts it."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return json.loads(json.dumps(config, default=dataclasses.asdict))
+
+
+def shown(kind: type, values: dict[str, Any], place: str = "configuration") -> dict[str, Any]:
+    """Return all settings of `kind` as JSON-able dictionaries; those without value and default are left out.
+
+    Raises:
+        UserError: as `from_dict`, but for what is missing.
+    """
+    if set(without_default(kind)) <= set(values):
+        return to_dict(from_dict(kind, values, place))
+    found = _arguments(kind, values, place)
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            found.setdefault(field.name, field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            found.setdefault(field.name, field.default_factory())
+    return to_dict({field.name: found[field.name] for field in dataclasses.fields(kind) if field.name in found})
+
+
+def without_default(kind: type) -> list[str]:
+    """Return the names of the fields that must be given."""
+    missing = dataclasses.MISSING
+    fields = [field for field in dataclasses.fields(kind) if field.init]
+    return [field.name for field in fields if field.default is missing and field.default_factory is missing]
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.4) -> str:
+    """Return "; did you mean ...?", or "" where nothing known is like `name` (0: the nearest always)."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _arguments(kind: type, values: Any, place: str) -> dict[str, Any]:
+    """The values of `kind`'s fields, each of its type."""
+    if not isinstance(values, dict):
+        raise UserError(f"{place}: expected an object with keys, got {_short(values)}")
+    hints = typing.get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind) if field.init]
+    for key in values:
+        if key not in known:
+            raise UserError(f"{place}: unknown key {key!r}{nearest(key, known, cutoff=0.0)}")
+    return {key: _convert(hints[key], value, f"{place}.{key}") for key, value in values.items()}
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:
     for key in path[:-1]:
-        values = values.setdefault(key, {})
+        if values.get(key) is None:
+            values[key] = {}
+        values = values[key]
         if not isinstance(values, dict):
             raise UserError(f"override {override!r}: {key!r} has no keys of its own")
     values[path[-1]] = value
 
 
-def _nearest(key: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _convert(hint: Any, value: Any, place: str) -> Any:
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, place)
+        return from_dict(typing.cast(type, hint), value, place)
     if hint is Any:
         return value
     if origin is typing.Literal:
-        if value in options:
-            return value
-        known = ", ".join(map(repr, options))
-        raise UserError(f"{place}: {value!r} is none of {known}{_nearest(str(value), map(str, options))}")
+        return _choose(options, value, place)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in options:
-            return None
-        errors = []
-        for option in options:
-            if option is not type(None):
-                try:
-                    return _convert(option, value, place)
-                except UserError as error:
-                    errors.append(error)
-        raise errors[0]
+        return _first_that_fits(options, value, place)
     if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise UserError(f"{place}: expected a list, got {value!r}")
-        if len(options) == 2 and options[1] is Ellipsis:
-            return tuple(_convert(options[0], item, f"{place}[{i}]") for i, item in enumerate(value))
-        if len(options) != len(value):
-            raise UserError(f"{place}: expected {len(options)} values, got {len(value)}")
-        return tuple(_convert(o, item, f"{place}[{i}]") for i, (o, item) in enumerate(zip(options, value, strict=True)))
+        return _sequence(options, value, place)
     if origin is dict:
         if not isinstance(value, dict):
-            raise UserError(f"{place}: expected an object, got {value!r}")
+            raise UserError(f"{place}: expected an object, got {_short(value)}")
         return {key: _convert(options[1], item, f"{place}.{key}") for key, item in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return _plain(hint, value, place)
+
+
+def _choose(options: tuple[Any, ...], value: Any, place: str) -> Any:
+    for option in options:
+        if type(value) is type(option) and value == option:
+            return option
+    known = ", ".join(map(repr, options))
+    raise UserError(f"{place}: {_short(value)} is none of {known}{nearest(str(value), map(str, options))}")
+
+
+def _first_that_fits(options: tuple[Any, ...], value: Any, place: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    errors = []
+    for option in options:
+        if option is not type(None):
+            try:
+                return _convert(option, value, place)
+            except UserError as error:
+                errors.append(error)
+    raise errors[0]
+
+
+def _sequence(options: tuple[Any, ...], value: Any, place: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"{place}: expected a list, got {_short(value)}")
+    kinds = options[:1] * len(value) if options[1:] == (Ellipsis,) else options
+    if len(kinds) != len(value):
+        raise UserError(f"{place}: expected {len(kinds)} values, got {len(value)}")
+    return tuple(_convert(kind, item, f"{place}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _plain(hint: type, value: Any, place: str) -> Any:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and not (math.isfinite(value) if isinstance(value, float) else abs(value) <= _LARGEST):
+        raise UserError(f"{place}: {_short(value)} is too large or no number; give a finite one")
+    if hint is float and is_number:
         return float(value)
-    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
         return value
-    raise UserError(f"{place}: expected {hint.__name__}, got {value!r}")
+    raise UserError(f"{place}: expected {hint.__name__}, got {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # thousands of digits, or of brackets
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."
