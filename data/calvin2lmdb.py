@@ -11,8 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without being installed
 
-from arvrm.interface import UserError  # noqa: E402
-from arvrm.sources.verbs import convert_calvin_verb  # noqa: E402
+from arvrm import cli, processes  # noqa: E402
 
 
 def default_output(source: Path) -> Path:
@@ -32,14 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     source = Path(arguments.input_dir).resolve()
     output = Path(arguments.output_dir) if arguments.output_dir else default_output(source)
-    try:
-        return convert_calvin_verb(["--input", str(source), "--output", str(output), "--resume"])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; start it again to continue", file=sys.stderr)
-        return 130
+    given = ["convert", "calvin", "--input", str(source), "--output", str(output), "--resume"]
+    return processes.run_main(lambda: cli.run(given), "error: ", "interrupted; start it again to continue")
 
 
 if __name__ == "__main__":

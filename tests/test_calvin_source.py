@@ -1,6 +1,5 @@
 """CALVIN data sets, and the parents' LMDB, become episode stores."""
 
-import argparse
 import json
 import os
 import pickle
@@ -21,12 +20,12 @@ import simplejpeg
 import torch
 from calvin_files import TRAINING, step, write_calvin, write_split
 
+from arvrm import cli
 from arvrm.episodes import EpisodeStore
 from arvrm.interface import UserError
 from arvrm.sources import npz
 from arvrm.sources.calvin import ConvertCalvinConfig, convert_calvin, plan_segments
 from arvrm.sources.parent_lmdb import ConvertParentConfig, convert_parent_lmdb
-from arvrm.sources.verbs import VERBS, convert_calvin_verb
 
 ROOT = Path(__file__).parent.parent
 
@@ -329,13 +328,13 @@ def test_the_verb_lists_damage_and_exits_with_1_until_it_is_mended(copy, data, t
     for number in (383, 385):
         (copy / "training" / f"episode_{number:07d}.npz").unlink()
     arguments = ["--input", str(copy), "--output", str(tmp_path / "out")]
-    assert convert_calvin_verb(arguments) == 1
+    assert cli.main(["convert", "calvin", *arguments]) == 1
     captured = capsys.readouterr()
     assert "0000383 (missing), 0000385 (missing)" in captured.err
     assert captured.out.splitlines() == [str(tmp_path / "out" / s) for s in ("training", "validation")]
     for number in (383, 385):
         shutil.copy(data / "training" / f"episode_{number:07d}.npz", copy / "training")
-    assert convert_calvin_verb([*arguments, "--resume"]) == 0
+    assert cli.main(["convert", "calvin", *arguments, "--resume"]) == 0
     assert len(EpisodeStore(tmp_path / "out" / "training")) == 3
 
 
@@ -455,15 +454,6 @@ def test_the_papers_command_leaves_a_read_only_place_alone(copy, tmp_path, monke
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert command["default_output"](copy) == elsewhere / f"{copy.name}_lmdb"
     assert "read-only" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
-def test_a_verb_without_its_arguments_says_which_are_missing(verb, capsys):
-    parser = argparse.ArgumentParser(prog=verb.name)
-    verb.add_arguments(parser)
-    with pytest.raises(SystemExit):
-        parser.parse_args([])
-    assert "required" in capsys.readouterr().err
 
 
 # -- the parents' LMDB ------------------------------------------------------------------------------------------------

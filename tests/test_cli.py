@@ -1,9 +1,11 @@
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import typing
 from dataclasses import dataclass, field
 
 import pytest
@@ -36,20 +38,80 @@ def test_help_lists_every_verb_and_imports_no_heavy_module():
         assert f"  {verb} " in found.stdout
 
 
-@pytest.mark.parametrize("verb", sorted(cli.VERBS))
-def test_every_verb_explains_itself(verb, capsys):
+VERBS = sorted(cli.VERBS)
+BESIDE = {"few-shot": {"check": "x"}, "import-checkpoint": {"trained_with": "x"}}
+
+
+def enough(verb: str) -> dict[str, object]:
+    """Values for the settings that the verb cannot do without."""
+    kind = cli.VERBS[verb].kind
+    hints = typing.get_type_hints(kind)
+    values: dict[str, object] = dict(BESIDE.get(verb, {}))
+    for name in config.without_default(kind):
+        options = typing.get_args(hints[name])
+        values[name] = "x" if not options else ["x"] if typing.get_origin(hints[name]) is tuple else options[0]
+    return values
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_each_of_its_settings(verb, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main([*verb.split(), "--help"])
     assert left.value.code == 0
-    assert f"usage: arvrm {verb}" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"usage: arvrm {verb}" in printed
+    texts = cli.field_help(cli.VERBS[verb].kind)
+    for field in dataclasses.fields(cli.VERBS[verb].kind):
+        shown = [f"--{field.name.replace('_', '-')}", f" {field.name.upper()} ", f" {field.name}: ", f" {field.name}, "]
+        assert any(form in printed for form in shown), f"{field.name} is not there"
+        if field.name not in SECTIONS:
+            text = " ".join(texts.get(field.name, "").split())
+            assert text and text.split(" (")[0][:40] in printed.replace("- ", "-"), f"{field.name} has no help"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_every_verb_shows_is_read_back_to_the_same(verb, capsys, tmp_path):
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text(json.dumps(enough(verb)))
+    with pytest.raises(SystemExit) as left:
+        cli.main([*verb.split(), "--config", str(first), "--show-config"])
+    assert left.value.code == 0
+    second.write_text(capsys.readouterr().out)
+    kind = cli.VERBS[verb].kind
+    assert json.loads(second.read_text()).keys() == {field.name for field in dataclasses.fields(kind)}
+    assert cli.VERBS[verb].settings(["--config", str(second)]) == config.load(kind, first)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_shows_its_defaults_and_says_what_is_wanting(verb, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main([*verb.split(), "--show-config"])
+    assert left.value.code == 0
+    printed = capsys.readouterr()
+    kind = cli.VERBS[verb].kind
+    wanting = set(config.without_default(kind))
+    assert json.loads(printed.out).keys() == {field.name for field in dataclasses.fields(kind)} - wanting
+    for name in wanting:
+        assert name.replace("_", "-") in printed.err.lower()
+    if wanting:
+        assert "give " in refused(capsys, *verb.split())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_names_the_nearest_flag_and_key(verb, capsys):
+    names = [f.name for f in dataclasses.fields(cli.VERBS[verb].kind) if f.name not in cli.VERBS[verb].positional]
+    name = next(name for name in reversed(names) if len(name) > 4)
+    flag = "--" + name.replace("_", "-")
+    assert f"unknown flag {flag}x; did you mean '{flag}'?" in refused(capsys, *verb.split(), f"{flag}x")
+    assert f"unknown key '{name}x'; did you mean '{name}'?" in refused(capsys, *verb.split(), f"{name}x=1")
 
 
 @pytest.mark.parametrize(
     ("arguments", "nearest"),
     [
-        (("evalute",), "did you mean evaluate"),
-        (("convert", "calvn"), "did you mean convert calvin"),
-        (("evaluate", "--policy", "expert", "--scen", "D"), "did you mean --scene"),
+        (("evalute",), "did you mean 'evaluate'"),
+        (("convert", "calvn"), "did you mean 'convert calvin'"),
+        (("evaluate", "--policy", "expert", "--scen", "D"), "did you mean '--scene'"),
         (("evaluate", "--policy", "expert", "--tasks", "open_drawr"), "did you mean 'open_drawer'"),
         (("evaluate", "--policy", "experts"), "did you mean 'expert'"),
         (("evaluate", "--policy", "expert", "--scene", "E"), "scene 'E' is none of A, B, C, D"),
@@ -148,7 +210,7 @@ class Outer:
 
 
 def parse(*arguments: str) -> Outer:
-    return cli.config_from(Outer, "example", list(arguments), "")
+    return cli.read_arguments(Outer, "example", arguments)
 
 
 def test_flags_follow_the_types_of_the_configuration():

