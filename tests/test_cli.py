@@ -39,7 +39,7 @@ def test_help_lists_every_verb_and_imports_no_heavy_module():
 
 
 VERBS = sorted(cli.VERBS)
-BESIDE = {"few-shot": {"check": "x"}, "import-checkpoint": {"trained_with": "x"}}
+BESIDE = {"few-shot": {"check": "x"}}
 
 
 def enough(verb: str) -> dict[str, object]:
@@ -53,6 +53,13 @@ def enough(verb: str) -> dict[str, object]:
     return values
 
 
+def is_section(hint: object) -> bool:
+    return any(
+        dataclasses.is_dataclass(option) or typing.get_origin(option) is dict
+        for option in (hint, *typing.get_args(hint))
+    )
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_each_of_its_settings(verb, capsys):
     with pytest.raises(SystemExit) as left:
@@ -60,13 +67,19 @@ def test_every_verb_explains_each_of_its_settings(verb, capsys):
     assert left.value.code == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert f"usage: arvrm {verb}" in printed
-    texts = cli.field_help(cli.VERBS[verb].kind)
-    for field in dataclasses.fields(cli.VERBS[verb].kind):
-        shown = [f"--{field.name.replace('_', '-')}", f" {field.name.upper()} ", f" {field.name}: ", f" {field.name}, "]
-        assert any(form in printed for form in shown), f"{field.name} is not there"
-        if field.name not in SECTIONS:
-            text = " ".join(texts.get(field.name, "").split())
-            assert text and text.split(" (")[0][:40] in printed.replace("- ", "-"), f"{field.name} has no help"
+    kind = cli.VERBS[verb].kind
+    texts, hints = cli.field_help(kind), typing.get_type_hints(kind)
+    for setting in dataclasses.fields(kind):
+        shown = [
+            f"--{setting.name.replace('_', '-')}",
+            f" {setting.name.upper()} ",
+            f" {setting.name}: ",
+            f" {setting.name}, ",
+        ]
+        assert any(form in printed for form in shown), f"{setting.name} is not there"
+        if not is_section(hints[setting.name]) and setting.name != "calvin_root":
+            assert texts.get(setting.name), f"{setting.name} has no help"
+            assert texts[setting.name][:40] in printed.replace("- ", "-"), f"{setting.name}'s help is not there"
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -78,7 +91,7 @@ def test_what_every_verb_shows_is_read_back_to_the_same(verb, capsys, tmp_path):
     assert left.value.code == 0
     second.write_text(capsys.readouterr().out)
     kind = cli.VERBS[verb].kind
-    assert json.loads(second.read_text()).keys() == {field.name for field in dataclasses.fields(kind)}
+    assert json.loads(second.read_text()).keys() == {setting.name for setting in dataclasses.fields(kind)}
     assert cli.VERBS[verb].settings(["--config", str(second)]) == config.load(kind, first)
 
 
@@ -90,7 +103,7 @@ def test_every_verb_shows_its_defaults_and_says_what_is_wanting(verb, capsys):
     printed = capsys.readouterr()
     kind = cli.VERBS[verb].kind
     wanting = set(config.without_default(kind))
-    assert json.loads(printed.out).keys() == {field.name for field in dataclasses.fields(kind)} - wanting
+    assert json.loads(printed.out).keys() == {setting.name for setting in dataclasses.fields(kind)} - wanting
     for name in wanting:
         assert name.replace("_", "-") in printed.err.lower()
     if wanting:
@@ -99,8 +112,10 @@ def test_every_verb_shows_its_defaults_and_says_what_is_wanting(verb, capsys):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_names_the_nearest_flag_and_key(verb, capsys):
-    names = [f.name for f in dataclasses.fields(cli.VERBS[verb].kind) if f.name not in cli.VERBS[verb].positional]
-    name = next(name for name in reversed(names) if len(name) > 4)
+    kind, positional = cli.VERBS[verb].kind, cli.VERBS[verb].positional
+    hints = typing.get_type_hints(kind)
+    names = [setting.name for setting in dataclasses.fields(kind) if setting.name not in positional]
+    name = max((name for name in names if not is_section(hints[name])), key=len)
     flag = "--" + name.replace("_", "-")
     assert f"unknown flag {flag}x; did you mean '{flag}'?" in refused(capsys, *verb.split(), f"{flag}x")
     assert f"unknown key '{name}x'; did you mean '{name}'?" in refused(capsys, *verb.split(), f"{name}x=1")
@@ -119,6 +134,7 @@ def test_every_verb_names_the_nearest_flag_and_key(verb, capsys):
         (("generate", "--output", "x", "--scenes", "A,Q"), "'Q' is unknown"),
         (("pretrain", "--output", "x", "trian.steps=3"), "did you mean 'train'"),
         (("finetune", "--output", "x", "train.stesp=3"), "did you mean 'steps'"),
+        (("finetune", "--output", "x", "--train.steps", "3"), "write a section's settings as train.KEY=VALUE"),
         (("finetune", "--output", "x", "train.steps=many"), "expected int"),
         (("evaluate",), "--checkpoint DIR"),
         (("report", "no-such.json"), "no-such.json"),

@@ -38,7 +38,7 @@ def files(tmp_path, model, **more):
         str(tmp_path / "policy.pth"),
         str(tmp_path / "ours"),
         vision=str(tmp_path / "mae.pth"),
-        config=str(tmp_path / "configs.json"),
+        trained_with=str(tmp_path / "configs.json"),
     )
 
 
@@ -144,7 +144,7 @@ def test_command_writes_a_checkpoint_that_computes_the_same(tmp_path, capsys):
     model = original(None)
     config = files(tmp_path, model)
     arguments = [config.file, "--kind", "auto", "--output", config.output, "--vision", config.vision]
-    assert cli.main(["import-checkpoint", *arguments, "--config", config.config]) == 0
+    assert cli.main(["import-checkpoint", *arguments, "--trained-with", config.trained_with]) == 0
     assert capsys.readouterr().out.strip() == config.output
     loaded = load_checkpoint(config.output)
     assert loaded.metadata["imported"]["kind"] == "gr1" and loaded.config.chunk == 1
@@ -192,7 +192,7 @@ def test_configuration_that_contradicts_the_file_is_refused():
 
 
 def test_file_with_code_in_it_is_refused(tmp_path):
-    torch.save({"state_dict": {}, "args": cli.Verb("harm", print)}, tmp_path / "policy.pth")
+    torch.save({"state_dict": {}, "args": cli.Verb("harm", "", "", "")}, tmp_path / "policy.pth")
     with pytest.raises(UserError, match="could run code"):
         import_checkpoint(ImportConfig(str(tmp_path / "policy.pth"), str(tmp_path / "ours")))
 

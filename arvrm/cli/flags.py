@@ -33,10 +33,13 @@ class Parser(argparse.ArgumentParser):
         form = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=f"arvrm {verb}", description=description, allow_abbrev=False, formatter_class=form)
         self.verb = verb
+        self.sections: list[str] = []
 
     def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
-        if unknown:
+        unknown = re.match(r"unrecognized arguments: (--([\w.-]+))", message)
+        if unknown and unknown[2].split(".")[0] in self.sections:
+            message = f"unknown flag {unknown[1]}; write a section's settings as {unknown[2].split('.')[0]}.KEY=VALUE"
+        elif unknown:
             message = f"unknown flag {unknown[1]}{config.nearest(unknown[1], self._option_string_actions)}"
         raise UserError(f"{self.verb}: {message}; see `arvrm {self.verb} --help`")
 
@@ -165,7 +168,9 @@ class _Shape:
 def _parser(kind: type, shapes: list[_Shape], parser: Parser, aliases: Mapping[str, str]) -> Parser:
     texts = field_help(kind)
     required = config.without_default(kind)
-    usages = [shape.usage + ("" if shape.positional else f" {shape.metavar}") for shape in shapes if shape.name in required]
+    usages = [
+        shape.usage + ("" if shape.positional else f" {shape.metavar}") for shape in shapes if shape.name in required
+    ]
     parser.usage = " ".join([parser.prog, *usages, "[--FLAG ...]", "[section.key=value ...]"])
     any_positional = any(shape.positional for shape in shapes)
     for shape in shapes:
@@ -176,6 +181,7 @@ def _parser(kind: type, shapes: list[_Shape], parser: Parser, aliases: Mapping[s
             text += f" (default: {_written(shape.default)})"
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
         if shape.nested:
+            parser.sections.append(shape.name)
             continue
         if shape.positional:
             several = "*" if shape.item is not None else "?"

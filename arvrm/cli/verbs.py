@@ -143,8 +143,8 @@ _TABLE = (
     Verb(
         "pretrain",
         "stage 1: learn from human clips to predict the hand's keypoints",
-        "arvrm.training.stages:PretrainConfig",
-        "arvrm.training.stages:pretrain",
+        "arvrm.training:PretrainConfig",
+        "arvrm.training:pretrain",
         result="folder",
     ),
     Verb(
@@ -157,20 +157,20 @@ _TABLE = (
     Verb(
         "evaluate-hands",
         "measure a stage-1 model on held-out clips, against baselines and without each of its inputs",
-        "arvrm.training.stages:EvaluateHandsConfig",
-        "arvrm.training.stages:evaluate_hands",
+        "arvrm.training:EvaluateHandsConfig",
+        "arvrm.training:evaluate_hands",
     ),
     Verb(
         "index",
         "build the index from which human clips are retrieved",
-        "arvrm.training.stages:IndexConfig",
-        "arvrm.training.stages:build_index_stage",
+        "arvrm.training:IndexConfig",
+        "arvrm.training:build_index_stage",
     ),
     Verb(
         "finetune",
         "stage 2: train the robot's policy, with retrieved clips and the analogy map",
-        "arvrm.training.stages:FinetuneConfig",
-        "arvrm.training.stages:finetune",
+        "arvrm.training:FinetuneConfig",
+        "arvrm.training:finetune",
         result="folder",
     ),
     Verb(

@@ -82,7 +82,7 @@ class ImportConfig:
             directory, or a hub name; null: they are in the file.
         encoder: which one that is; "auto" tells by its tensors.
         clip: CLIP's weights, likewise; they are not copied, the path is noted.
-        config: the JSON configuration the file was trained with; null: the published values.
+        trained_with: the JSON configuration the file was trained with; null: the published values.
         overwrite: replace an existing output.
     """
 
@@ -92,7 +92,7 @@ class ImportConfig:
     vision: str | None = None
     encoder: Literal["auto", "mae", "dinov2"] = "auto"
     clip: str = CLIP
-    config: str | None = None
+    trained_with: str | None = None
     overwrite: bool = False
 
 
@@ -124,7 +124,7 @@ def import_checkpoint(config: ImportConfig) -> Path:
         UserError: the file cannot be read, is of no known kind, or does not fit the configuration.
     """
     tensors = backbones.read_tensors(config.file)
-    settings = _settings(config.config)
+    settings = _settings(config.trained_with)
     encoder = _encoder(config, tensors)
     found = convert(tensors, settings, encoder, config.kind, config.clip, config.file)
     listed = {"file": config.file, "kind": found.kind, "mapped": found.mapped, "left_out": found.left_out}

@@ -39,7 +39,9 @@ class ConvertParentConfig:
         first, last: convert these episodes only (inclusive; last None: to the end). The parents append validation to
             training in one LMDB, and only the number of episodes tells them apart.
         scene: scene letter, which the LMDB does not hold.
-        workers, resume, overwrite: as in ConvertCalvinConfig.
+        jpeg_quality: 1 to 100.
+        workers: threads; 0: one per core.
+        resume, overwrite: continue or replace a store that exists.
     """
 
     input: str

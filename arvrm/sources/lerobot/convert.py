@@ -35,7 +35,9 @@ class ConvertLeRobotConfig:
         output: the store's folder.
         top, wrist: features that become rgb_static and rgb_gripper; None: found by name.
         action: feature with relative actions; None: found by name, or worked out from absolute ones.
-        workers, resume, overwrite, jpeg_quality: as in ConvertCalvinConfig (decoding takes one thread).
+        jpeg_quality: 1 to 100.
+        workers: threads that write; 0: one per core (one thread decodes).
+        resume, overwrite: continue or replace a store that exists.
     """
 
     input: str
