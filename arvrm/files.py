@@ -13,18 +13,23 @@ from typing import Any
 from arvrm.interface import UserError
 
 
-def read_json(file: str | Path, remedy: str = "give an existing JSON file") -> dict[str, Any]:
+def read_json(file: str | Path, remedy: str = "give an existing JSON file", largest: int = 1 << 24) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
         remedy: what the user may do, for messages.
+        largest: bytes; what is larger is refused unread: a device has no end.
 
     Raises:
         UserError: no such file, or it holds something else.
     """
     file = Path(file)
     try:
-        values = json.loads(file.read_bytes())
+        with open(file, "rb") as stream:
+            content = stream.read(largest + 1)
+        if len(content) > largest:
+            raise UserError(f"{file}: has more than {largest >> 20} MiB; {remedy}")
+        values = json.loads(content)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; {remedy}") from error
     except json.JSONDecodeError as error:
