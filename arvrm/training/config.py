@@ -27,8 +27,8 @@ class TrainConfig:
         seed: of weights, batches and augmentations.
         log_every, validate_every, checkpoint_every: updates; 0: never (a checkpoint is always written at the end).
         workers: processes that prepare batches; 0 prepares them in this one, best where frames are in memory.
-        max_minutes: stop after this time over all resumed runs. The schedule then follows the larger of the shares of
-            steps and of time, so that it always ends at its end; such a run is not reproducible to the bit.
+        max_minutes: stop after this time over all resumed runs. The schedule then follows steps or time, whichever
+            has gone further, so that it always ends at its end; such a run is not reproducible to the bit.
         tensorboard: write TensorBoard files.
     """
 

@@ -44,14 +44,14 @@ class DataConfig:
 
     Attributes:
         stores: episode stores. A name with * or ? stands for all stores that it matches, which are mixed like one.
-        weights: the share of the batches of each name in `stores`; null: by number of windows.
-        balance_tasks: within a store each task gets the same share.
+        weights: how much of the batches each name in `stores` gets; null: by number of windows.
+        balance_tasks: within a store each task gets as much.
         order: "random": windows are drawn independently; "epochs": every window comes before one comes again, as far as
             weights and balance allow (windows.AnchorSampler says how).
         tasks: only these; null: all.
         episodes_per_task: at most so many training episodes of each task; null: all.
-        share: of the training episodes that is used, drawn by `seed`.
-        validation: share of the groups that is held out; 0: none.
+        share: fraction of the training episodes that is used, drawn by `seed`.
+        validation: fraction of the groups that is held out; 0: none.
         validation_windows: held-out windows that are looked at (spread evenly), a bound on the time it takes.
         seed: of the split and of `episodes_per_task`.
         in_memory: decode all frames once, before the first update; false: read them, and human keypoints, from the
@@ -146,12 +146,12 @@ def sampler_of(
     """Return the sampler of `anchors`, or of `some` of them with the weights they have among all."""
     if len(anchors) == 0:
         raise UserError(f"{', '.join(data.stores)}: no training window is left; give more episodes or fewer held out")
-    shares = mixing_shares(table, anchors, data.weights, data.balance_tasks)
+    weights = mixing_shares(table, anchors, data.weights, data.balance_tasks)
     if some is not None:
         # A segment brings each of its windows once, so that its weight is one window's, not their sum.
-        shares = shares * cell_counts(table, some) / np.maximum(cell_counts(table, anchors), 1)
-        anchors, shares = some, shares / shares.sum()
-    return AnchorSampler(table, anchors, shares, seed, data.order)
+        weights = weights * cell_counts(table, some) / np.maximum(cell_counts(table, anchors), 1)
+        anchors, weights = some, weights / weights.sum()
+    return AnchorSampler(table, anchors, weights, seed, data.order)
 
 
 def spread(anchors: np.ndarray | Anchors, count: int) -> np.ndarray:

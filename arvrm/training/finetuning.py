@@ -62,7 +62,7 @@ class FinetuneConfig:
         resume: go on with a run that was stopped.
         overwrite: replace an existing run.
         pretrained: checkpoint to start from: stage 1's, or a policy's; null: from scratch.
-        pretrained_rate: share of the learning rate at which the weights of that checkpoint are trained on.
+        pretrained_rate: fraction of the learning rate at which the weights of that checkpoint are trained on.
         index: clip index whose clips accompany the robot's windows; null: none.
         retrieval: which of them.
         replay_windows: windows of retrieved clips per update on which stage 1's loss is replayed (a random selection);
