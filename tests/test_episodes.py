@@ -238,6 +238,25 @@ def test_writer_killed_before_its_first_episode_can_be_resumed(tmp_path):
     assert EpisodeStore(tmp_path / "s").ids == ("one",)
 
 
+def test_store_that_another_process_writes_is_refused(tmp_path):
+    code = "import sys; from arvrm.episodes import EpisodeWriter; writer = EpisodeWriter(sys.argv[1], {}); "
+    code += "print(flush=True); input()"
+    command = [sys.executable, "-c", code, str(tmp_path / "s")]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    other.stdout.readline()
+    write(tmp_path / "a", human_episode()).close()
+    for write_too in (
+        lambda: EpisodeWriter(tmp_path / "s", {}, resume=True),
+        lambda: EpisodeWriter(tmp_path / "s", {}, overwrite=True),
+        lambda: merge_stores([tmp_path / "a"], tmp_path / "s", overwrite=True),
+    ):
+        with pytest.raises(UserError, match=f"s: process {other.pid} .* is writing it"):
+            write_too()
+    other.kill()
+    other.communicate()
+    assert len(merge_stores([tmp_path / "a"], tmp_path / "s", overwrite=True)) == 1
+
+
 def test_images_encoded_beforehand_make_the_same_records():
     episode = robot_episode()
     jpegs = {
@@ -629,7 +648,7 @@ def test_merge_refuses_an_id_in_two_stores(tmp_path):
     write(tmp_path / "c", robot_episode("r2"), jpeg_quality=50)
     with pytest.raises(UserError, match="JPEG"):
         merge_stores([tmp_path / "a", tmp_path / "c"], tmp_path / "out")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="exists; pass --overwrite"):
         merge_stores([tmp_path / "a"], tmp_path / "b")
 
 

@@ -118,8 +118,8 @@ def close_database(path: Path) -> None:
         database.close()
 
 
-def remove_store(path: Path) -> None:
-    """Remove a store, whole or damaged, and nothing that is not one."""
+def check_is_store(path: Path) -> None:
+    """Raise UserError if `path` is anything else than a store, whole or damaged."""
     others = {file.name for file in path.iterdir()} - {"data.mdb", "lock.mdb"} if path.is_dir() else {path.name}
     if others:
         raise UserError(f"{path}: holds {sorted(others)[0]!r}, which no episode store does; choose another path")
@@ -127,6 +127,11 @@ def remove_store(path: Path) -> None:
         start = file.read(20)
     if start and start[16:] != b"\xde\xc0\xef\xbe":  # LMDB's magic number
         raise UserError(f"{path}: its data.mdb is no LMDB file; choose another path")
+
+
+def remove_store(path: Path) -> None:
+    """Remove a store, whole or damaged, and nothing that is not one."""
+    check_is_store(path)
     close_database(path)
     try:
         shutil.rmtree(path)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from arvrm.episodes.database import remove_store
+from arvrm.episodes.database import check_is_store, close_database
 from arvrm.episodes.store import EpisodeStore
 from arvrm.episodes.writer import EpisodeWriter
+from arvrm.files import replacing_folder
 from arvrm.interface import UserError
 
 _EPISODES_AT_ONCE = 64  # episodes of a merge in one transaction
@@ -26,8 +26,6 @@ def merge_stores(inputs: Sequence[str | Path], output: str | Path, overwrite: bo
         raise UserError(f"{output}: nothing to merge; name at least one store")
     stores = [EpisodeStore(path) for path in inputs]
     output = Path(output)
-    if output.exists() and not overwrite:
-        raise UserError(f"{output}: exists already; pass --overwrite to replace it")
     if any(output.resolve() == Path(path).resolve() for path in inputs):
         raise UserError(f"{output}: is also an input; give the merged store another path")
     owner: dict[str, Path] = {}
@@ -48,16 +46,12 @@ def merge_stores(inputs: Sequence[str | Path], output: str | Path, overwrite: bo
             raise UserError(f"{place}; merge the stores of one robot")
         if store.robot_name:
             robot, holder = store.robot_name, store
-    partial = output.with_name(output.name + ".partial")
-    if partial.exists():
-        remove_store(partial)
     own = ("format", "version", "robot")
     manifest = {"merged": [{k: v for k, v in store.manifest.items() if k not in own} for store in stores]}
-    with EpisodeWriter(partial, manifest, jpeg_quality=jpeg["quality"]) as writer:
-        for store in stores:
-            for start in range(0, len(store), _EPISODES_AT_ONCE):
-                writer.append_encoded(*(store.encoded(id) for id in store.ids[start : start + _EPISODES_AT_ONCE]))
-    if output.exists():
-        remove_store(output)
-    os.replace(partial, output)
+    with replacing_folder(output, overwrite, check_is_store) as partial:
+        with EpisodeWriter(partial, manifest, jpeg_quality=jpeg["quality"]) as writer:
+            for store in stores:
+                for start in range(0, len(store), _EPISODES_AT_ONCE):
+                    writer.append_encoded(*(store.encoded(id) for id in store.ids[start : start + _EPISODES_AT_ONCE]))
+        close_database(output)  # of the store before
     return EpisodeStore(output)

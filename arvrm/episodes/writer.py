@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -22,11 +23,14 @@ from arvrm.episodes.records import (
 )
 from arvrm.episodes.schema import Episode
 from arvrm.episodes.store import EpisodeStore
+from arvrm.files import locked
 from arvrm.interface import UserError
 
 
 class EpisodeWriter:
     """Appends episodes to a store; each append is one transaction, so a killed run leaves whole episodes only.
+
+    The store is locked for other processes until the writer is closed.
 
     Args:
         path: the store's folder, made if missing.
@@ -35,7 +39,8 @@ class EpisodeWriter:
         overwrite: replace an existing store.
         jpeg_quality: 1 to 100, kept in the manifest.
     Raises:
-        UserError: the store exists (without resume or overwrite), is no store, was made otherwise, or cannot be made.
+        UserError: the store exists (without resume or overwrite), is no store, was made otherwise, is being written
+            by another process, or cannot be made.
     """
 
     def __init__(
@@ -53,13 +58,13 @@ class EpisodeWriter:
             raise UserError(f"{path}: JPEG quality {jpeg_quality!r}; choose 1 to 100")
         self.jpeg_quality = jpeg_quality
         wanted = full_manifest(self.path, manifest, jpeg_quality)
-        exists = self._prepare_folder(resume, overwrite)
-        self._database = Database.writing(self.path)
-        try:
+        with contextlib.ExitStack() as held:
+            held.enter_context(locked(self.path))
+            exists = self._prepare_folder(resume, overwrite)
+            self._database = Database.writing(self.path)
+            held.callback(self._database.close)
             self._begin(wanted, exists)
-        except BaseException:
-            self._database.close()
-            raise
+            self._held = held.pop_all()
 
     def _prepare_folder(self, resume: bool, overwrite: bool) -> bool:
         data = self.path / "data.mdb"
@@ -178,11 +183,9 @@ class EpisodeWriter:
 
     def close(self, complete: bool = True) -> None:
         """Close the store. `complete` says that nothing is missing; an exception in a `with` block says the reverse."""
-        if not self._database.closed:
-            try:
+        with self._held:
+            if not self._database.closed:
                 self._commit([], complete)
-            finally:
-                self._database.close()
 
     def __enter__(self) -> EpisodeWriter:
         return self

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from arvrm.episodes import EpisodeStore
+from arvrm.files import replacing_folder, write_json
 from arvrm.interface import UserError
 from arvrm.retrieval.encoders import FrozenEncoders, frame_features
 from arvrm.retrieval.index import FORMAT, VERSION, ClipIndex, checksum
@@ -83,12 +81,9 @@ def build_index(
         UserError: `output` exists (without `overwrite`), or the stores hold no human clip.
     """
     output = Path(output)
-    _check_output(output, overwrite)
     opened = [store if isinstance(store, EpisodeStore) else EpisodeStore(store) for store in stores]
     table = EpisodeTable(opened, "human", stride=1, cache=cache)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=output.name, suffix=".tmp"))
-    try:
+    with replacing_folder(output, overwrite, _check_is_index) as temporary:
         # Without a cache the features pass through files beside the index: of large stores they exceed the memory.
         features = frame_features(table, encoders, cache or temporary / "parts", progress)
         clips = Clips(
@@ -106,11 +101,6 @@ def build_index(
         write_index(temporary, described, clips, text, frames, search)
         del features, frames
         shutil.rmtree(temporary / "parts", ignore_errors=True)
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return ClipIndex.load(output)
 
 
@@ -143,15 +133,12 @@ def write_index(
     values["files"] = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": checksum(folder / name)} for name in files
     }
-    (folder / "index.json").write_text(json.dumps(values, indent=1) + "\n")
+    write_json(folder / "index.json", values)
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
-    if output.exists():
-        if not overwrite:
-            raise UserError(f"{output}: exists; pass --overwrite to replace it")
-        if not (output / "index.json").is_file():
-            raise UserError(f"{output}: is no clip index, so it is not overwritten; give another path")
+def _check_is_index(output: Path) -> None:
+    if not (output / "index.json").is_file():
+        raise UserError(f"{output}: is no clip index, so it is not overwritten; give another path")
 
 
 def _every(count: int) -> Iterator[slice]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from arvrm.files import replacing
 from arvrm.interface import HumanBatch, UserError
 from arvrm.retrieval.align import resample, warp
 from arvrm.retrieval.index import ClipIndex, Matches, unit
@@ -90,12 +89,9 @@ class RetrievedClips:
         self.matches = self._random() if config.choice == "random" else self._search()
         self.warped = self._warp() if config.align == "dtw" else None
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp.npz")
-            os.close(handle)
             extra = {} if self.warped is None else {"warped": self.warped}
-            np.savez(temporary, **dataclasses.asdict(self.matches), **extra)
-            os.replace(temporary, file)
+            with replacing(file) as partial, open(partial, "wb") as stream:
+                np.savez(stream, **dataclasses.asdict(self.matches), **extra)
 
     def of(self, anchors: np.ndarray) -> np.ndarray:
         """Return the rows (B, J) of the index that accompany the windows ending at `anchors`; -1: none."""
