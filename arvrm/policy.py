@@ -15,7 +15,6 @@ from arvrm.interface import Observation, PlanRequest, PolicySpec, UserError
 from arvrm.model.checkpoint import Checkpoint, checkpoint_hash, load_checkpoint
 from arvrm.model.encoders import TextEncoder
 from arvrm.retrieval import ClipIndex, Matches
-from arvrm.robots.calvin import Calvin
 from arvrm.windows import EpisodeTable, HumanWindows, TextTable, WindowConfig
 
 CAMERAS = ("rgb_static", "rgb_gripper")
@@ -83,8 +82,7 @@ class CheckpointPolicy:
     as well; where a trial at loading shows that, requests are planned for one by one.
 
     Args:
-        checkpoint: of stage 2. Its metadata must say how windows were cut (`window`) and, where images were stored in
-            another size than the network reads, at which (`images`).
+        checkpoint: of stage 2.
         device: "cpu", "cuda", ...
         retriever: finds human clips, for a network whose analogy map acts at rollout; None: it does not.
         execute_steps: actions executed of each chunk; None: the checkpoint's own, else all but one of ten.
@@ -102,20 +100,19 @@ class CheckpointPolicy:
         batch: int = 1,
         cache: bool = True,
     ) -> None:
-        self.net, self.config, self.robot = checkpoint.model, checkpoint.config, Calvin(checkpoint.statistics)
+        self.net, self.config, self.robot = checkpoint.model, checkpoint.config, checkpoint.robot
         self.metadata, self.hash, self.device = checkpoint.metadata, checkpoint.hash, device
-        window = self.metadata.get("window", {})
-        self.history, self.stride = int(window.get("history", 1)), int(window.get("stride", 1))
-        steps = execute_steps or self.metadata.get("execute_steps") or max(1, round(0.9 * self.config.chunk))
+        self.history, self.stride = self.metadata.history, self.metadata.stride
+        steps = execute_steps or self.metadata.execute_steps or max(1, round(0.9 * self.config.chunk))
         if not 1 <= steps <= self.config.chunk:
             raise UserError(f"execute_steps: {steps}; this checkpoint plans chunks of {self.config.chunk} actions")
-        images = self.metadata.get("images", {})
+        images = self.metadata.images
         vision = self.config.vision
         self.spec = PolicySpec(
             history_offsets=tuple(range(-(self.history - 1) * self.stride, 1, self.stride)),
             execute_steps=int(steps),
-            static_size=images.get("static") or window.get("image_size") or vision.static_size,
-            gripper_size=images.get("gripper") or window.get("gripper_size") or vision.gripper_size,
+            static_size=images["rgb_static"],
+            gripper_size=images["rgb_gripper"],
             batch=batch,
         )
         self.text = TextEncoder(self.config.text)
@@ -314,16 +311,17 @@ class RolloutClips:
     """
 
     def __init__(self, index: ClipIndex, checkpoint: Checkpoint) -> None:
-        window = checkpoint.metadata.get("window", {})
-        self.index, self.history = index, int(window.get("history", 1))
-        self.count = int(checkpoint.metadata.get("retrieval", {}).get("clips", 4))
-        table = EpisodeTable(index.open_stores(), "human", int(window.get("stride", 1)))
+        metadata = checkpoint.metadata
+        if metadata.clips is None:
+            raise UserError("index: this checkpoint does not say how many clips it was trained with; train it again")
+        self.index, self.history, self.count = index, metadata.history, metadata.clips
+        table = EpisodeTable(index.open_stores(), "human", metadata.stride)
         if table.ids != index.ids:
             raise UserError(f"{index.path}: the stores' clips are not the index's; make the index anew")
         # The map reads keypoints only: neither words nor images of the clips are needed.
         count = len(table.sentences)
         nothing = TextTable(torch.zeros(count, 1, 1), torch.ones(count, 1, dtype=torch.bool))
-        settings = WindowConfig(history=self.history, stride=int(window.get("stride", 1)))
+        settings = WindowConfig(history=self.history, stride=metadata.stride)
         self.windows = HumanWindows(table, settings, checkpoint.config.keypoints, nothing, frames=None)
 
     def search(self, sentences: list[str], static: torch.Tensor) -> tuple[Matches, np.ndarray]:
@@ -366,7 +364,7 @@ def load_policy(
     loaded = load_checkpoint(checkpoint, device, kind="policy")
     retriever = None
     if loaded.config.analogy.at_rollout == "on":
-        index = index or loaded.metadata.get("index")
+        index = index or loaded.metadata.index
         if not index:
             raise UserError(f"{checkpoint}: retrieves human clips at rollout; pass --index DIR")
         retriever = RolloutClips(ClipIndex.load(index), loaded)

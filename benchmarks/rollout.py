@@ -19,10 +19,11 @@ import torch
 from arvrm.interface import Observation, PlanRequest
 from arvrm.model.checkpoint import Checkpoint
 from arvrm.model.config import ModelConfig, VisionConfig
+from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.policy_net import PolicyNet
 from arvrm.model.transformer import compile_blocks
 from arvrm.policy import CheckpointPolicy
-from arvrm.robots.calvin import Statistics
+from arvrm.robots.calvin import CALVIN
 
 PAPER_VIT = {"layer_norm_eps": 1e-6}
 SMALL_VIT = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}
@@ -59,9 +60,9 @@ def policy(size: str, batch: int, device: str, cache: bool) -> CheckpointPolicy:
     torch.manual_seed(0)
     settings = config(size)
     net = PolicyNet(settings).to(device).eval()
-    metadata = {"window": {"history": 10, "stride": 1}, "images": {"static": 200, "gripper": 84}, "execute_steps": 1}
+    metadata = CheckpointMetadata("finetune", 10, 1, {"rgb_static": 200, "rgb_gripper": 84}, execute_steps=1)
     # The trial whether rows agree is for results, not for time; it would take longer than the measurement.
-    made = CheckpointPolicy(Checkpoint(net, settings, Statistics(), metadata), device, batch=1, cache=cache)
+    made = CheckpointPolicy(Checkpoint(net, settings, CALVIN, metadata), device, batch=1, cache=cache)
     made.spec = type(made.spec)(**{**vars(made.spec), "batch": batch})
     return made
 

@@ -9,7 +9,7 @@ from arvrm.model.analogy import AnalogyMap
 
 def build(**analogy):
     torch.manual_seed(0)
-    model = AnalogyMap(small(analogy=analogy))
+    model = AnalogyMap(small(analogy=analogy), 7)
     torch.nn.init.normal_(model.weights)
     return model
 

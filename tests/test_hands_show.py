@@ -39,9 +39,10 @@ def near(image, point, colour, reach=3):
 def checkpoint(tmp_path_factory):
     from arvrm.model.checkpoint import save_checkpoint
     from arvrm.model.keypoint_vlm import KeypointVLM
+    from arvrm.model.metadata import CheckpointMetadata
 
     folder = tmp_path_factory.mktemp("stage1") / "pre"
-    metadata = {"window": {"history": 3, "stride": 3}, "images": {"static": 32}}
+    metadata = CheckpointMetadata("pretrain", history=3, stride=3, images={"rgb_static": 32})
     return str(save_checkpoint(folder, KeypointVLM(SMALL), metadata=metadata))
 
 
@@ -198,7 +199,7 @@ def test_predicting_without_hands_words_or_stage_one_is_one_line(checkpoint, tmp
         predict_hands(checkpoint, video, "push", tmp_path / "film.mp4", BlobDetector())
     with pytest.raises(UserError, match="--text is blank"):
         predict_hands(checkpoint, video, "  ", tmp_path / "film.mp4", BlobDetector())
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="No such file"):
         predict_hands(str(tmp_path / "none"), video, "push", tmp_path / "film.mp4", BlobDetector())
 
 

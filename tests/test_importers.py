@@ -147,8 +147,8 @@ def test_command_writes_a_checkpoint_that_computes_the_same(tmp_path, capsys):
     assert cli.main(["import-checkpoint", *arguments, "--trained-with", config.trained_with]) == 0
     assert capsys.readouterr().out.strip() == config.output
     loaded = load_checkpoint(config.output)
-    assert loaded.metadata["imported"]["kind"] == "gr1" and loaded.config.chunk == 1
-    assert loaded.metadata["window"] == {"history": 5, "stride": 1, "chunk": 1}
+    assert loaded.metadata.imported["kind"] == "gr1" and loaded.config.chunk == 1
+    assert (loaded.metadata.history, loaded.metadata.stride) == (5, 1)
     mine, theirs = inputs(model)
     assert (loaded.model.predict(mine)["arm"] - model(**theirs)["arm"]).abs().max() < 1e-5
 

@@ -147,7 +147,7 @@ def test_paper_commands_train_and_evaluate(tmp_path):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line for line in lines if line["split"] == "train"]
     assert len(losses) == 8 and all(line["loss_image"] > 0 for line in losses)
-    assert load_checkpoint(folder).metadata["execute_steps"] == 1
+    assert load_checkpoint(folder).metadata.execute_steps == 1
     again = launch(tmp_path, "train.py")
     assert again.returncode != 0 and "--overwrite" in again.stderr
     evaluated = launch(tmp_path, "evaluate.py", "--workers", "1")

@@ -12,17 +12,14 @@ from arvrm.interface import Observation, PlanRequest, UserError
 from arvrm.model.checkpoint import save_checkpoint
 from arvrm.model.encoders import TextEncoder
 from arvrm.model.keypoint_vlm import KeypointVLM
+from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.policy_net import PolicyNet
 from arvrm.policy import load_policy
 from arvrm.results import load_results
 from arvrm.training import IndexConfig, build_index_stage
 from arvrm.windows import EpisodeTable, RobotWindows, TextTable, WindowConfig, decode_frames
 
-METADATA = {
-    "window": {"history": 2, "stride": 3, "chunk": 4},
-    "images": {"static": 32, "gripper": 16},
-    "retrieval": {"clips": 2},
-}
+METADATA = CheckpointMetadata("finetune", history=2, stride=3, images={"rgb_static": 32, "rgb_gripper": 16}, clips=2)
 
 
 def make_policy(folder, metadata=METADATA, seed=0, **changes):
@@ -151,13 +148,13 @@ def test_broken_weights_are_reported_as_nan(tmp_path):
 
 
 def test_stage_1_checkpoint_is_refused(tmp_path):
-    folder = save_checkpoint(tmp_path / "stage1", KeypointVLM(small()))
+    folder = save_checkpoint(tmp_path / "stage1", KeypointVLM(small()), dataclasses.replace(METADATA, stage="pretrain"))
     with pytest.raises(UserError, match="expected policy"):
         load_policy(folder)
 
 
 def test_changing_the_retrieved_clips_changes_the_actions(tmp_path):
-    vlm = save_checkpoint(tmp_path / "stage1", KeypointVLM(small()))
+    vlm = save_checkpoint(tmp_path / "stage1", KeypointVLM(small()), dataclasses.replace(METADATA, stage="pretrain"))
     indices = []
     for name, options in (("one", {"tasks": 2}), ("other", {"tasks": 3, "per_task": 2, "size": 48})):
         human_store(tmp_path / name, **options)
@@ -208,7 +205,7 @@ def vit_checkpoint(tmp_path_factory):
     backbone = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     backbone |= {"image_size": 32, "patch_size": 8}
     vision = {"encoder": "mae", "backbone": backbone, "frozen": True, "film": False, "static_size": 32}
-    metadata = {**METADATA, "window": {"history": 4, "stride": 2, "chunk": 4}, "execute_steps": 1}
+    metadata = dataclasses.replace(METADATA, history=4, stride=2, execute_steps=1)
     return make_policy(tmp_path_factory.mktemp("vit") / "checkpoint", metadata, vision=vision)
 
 

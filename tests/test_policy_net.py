@@ -5,8 +5,10 @@ import torch
 from model_batches import clone, human_batch, robot_batch, small
 
 from arvrm.interface import UserError
-from arvrm.model.encoders import centres
-from arvrm.model.policy_net import FlowHead, PolicyNet
+from arvrm.model.heads import FlowHead
+from arvrm.model.heatmaps import centres
+from arvrm.model.policy_net import PolicyNet
+from arvrm.robots.calvin import CALVIN
 
 
 def build(seed=0, **changes):
@@ -311,13 +313,13 @@ def test_two_cameras_share_one_vit():
     vit |= dict(image_size=32, patch_size=8)
     vision = dict(encoder="mae", backbone=vit, film=False, frozen=True)
     model, batch = build(vision=vision), robot_batch(clips=1)
-    assert model.hand_encoder is model.vlm.static_encoder
+    assert model.image_encoder("gripper") is model.vlm.static_encoder
     out = run(model, batch)
     out["loss"].backward()
     assert all(p.grad is None for p in model.vlm.static_encoder.parameters())
     cached = clone(batch)
     for camera in ("static", "gripper"):
-        features, _ = model.hand_encoder(cached.pop(camera).flatten(0, 1), None)
+        features, _ = model.vlm.static_encoder(cached.pop(camera).flatten(0, 1), None)
         cached[f"{camera}_features"] = features.unflatten(0, (2, 2))
     assert torch.allclose(run(model, cached)["loss"], out["loss"], atol=1e-5)
 
@@ -325,7 +327,7 @@ def test_two_cameras_share_one_vit():
 def test_flow_head_learns_two_ways_to_act_where_regression_can_only_mean_them():
     torch.manual_seed(0)
     steps = 250
-    head = FlowHead(small(head="flow", flow_steps=16, chunk=2))
+    head = FlowHead(small(head="flow", flow_steps=16, chunk=2), CALVIN.actions)
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     out = torch.zeros(128, 1, 2, 32)

@@ -15,12 +15,14 @@ from arvrm.interface import Observation, PlanRequest, UserError
 from arvrm.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from arvrm.model.config import SecondVisionConfig, VisionConfig
 from arvrm.model.encoders import VitEncoder
+from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.policy_net import PolicyNet
 from arvrm.policy import CheckpointPolicy
-from arvrm.robots.calvin import Statistics
+from arvrm.robots.calvin import CALVIN
 
 DINO = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 28}
 DINO |= {"patch_size": 14}
+METADATA = CheckpointMetadata("finetune", 2, 1, {"rgb_static": 32, "rgb_gripper": 32}, execute_steps=1)
 FIRST = {"encoder": "mae", "backbone": VIT, "film": False, "frozen": True}
 
 
@@ -121,7 +123,7 @@ def test_untimed_latents_leave_the_other_tokens_as_they_are():
 
 def test_a_policy_with_two_vits_is_saved_whole(tmp_path):
     net, batch = built(), robot_batch()
-    save_checkpoint(tmp_path / "policy", net)
+    save_checkpoint(tmp_path / "policy", net, METADATA)
     again = load_checkpoint(tmp_path / "policy", kind="policy")
     assert again.config.vision.second.backbone["hidden_size"] == 24
     assert torch.equal(again.model.act(batch), net.act(batch))
@@ -153,9 +155,8 @@ def test_kept_tokens_count_for_their_own_instruction_only():
     state = np.zeros(15)
     state[6], state[14] = 0.08, 1.0
     seen = tuple(Observation(state, state[:6], *pair) for pair in frames)
-    metadata = {"window": {"history": 2, "stride": 1}, "images": {"static": 32, "gripper": 32}, "execute_steps": 1}
     net = built()
-    policy = CheckpointPolicy(Checkpoint(net, net.config, Statistics(), metadata), "cpu", batch=1)
+    policy = CheckpointPolicy(Checkpoint(net, net.config, CALVIN, METADATA), "cpu", batch=1)
     first = policy.plan([PlanRequest("open the drawer", seen, 0, 5)])[0]
     # The same pictures at the same step of the same rollout, but other words.
     second = policy.plan([PlanRequest("press the button", seen, 0, 5)])[0]

@@ -123,7 +123,7 @@ def claims(root):
 def test_pretraining_leaves_a_checkpoint_and_judges_held_out_clips(root):
     checkpoint = load_checkpoint(root / "pretrained", kind="keypoint_vlm")
     assert isinstance(checkpoint.model, KeypointVLM)
-    assert checkpoint.metadata["window"]["stride"] == 3 and len(checkpoint.metadata["tasks"]) == 2
+    assert checkpoint.metadata.stride == 3 and len(checkpoint.metadata.tasks) == 2
     lines = log(root / "pretrained", "validation")
     assert [line["step"] for line in lines] == [3, 6]
     assert {f"{kind}_{n}" for kind in ("error", "hold", "velocity") for n in (1, 5)} <= set(lines[0])
@@ -343,7 +343,7 @@ def test_finetuning_killed_and_resumed_ends_with_the_same_bits(root, tmp_path):
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
         tmp_path / "cut" / "model.safetensors"
     ).read_bytes()
-    assert load_checkpoint(tmp_path / "cut", kind="policy").metadata["episodes"] == 6
+    assert load_checkpoint(tmp_path / "cut", kind="policy").metadata.episodes == 6
     assert not [name for name in os.listdir(tmp_path / "cut") if name.startswith(".")]
 
 
@@ -424,7 +424,7 @@ def test_pretraining_streamed_and_cut_at_any_step_ends_with_the_same_bits(root, 
     run("disk", data={"in_memory": False}, resume=True)
     assert (tmp_path / "memory/model.safetensors").read_bytes() == (tmp_path / "disk/model.safetensors").read_bytes()
     metadata = load_checkpoint(tmp_path / "disk").metadata
-    assert [Path(entry["path"]).name for entry in metadata["stores"]] == ["human", "more-0", "more-1"]
+    assert [Path(store.path).name for store in metadata.stores] == ["human", "more-0", "more-1"]
 
 
 def test_pattern_that_matches_no_store_is_named(root):

@@ -6,16 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from arvrm.model.config import ModelConfig
-from arvrm.robots.calvin import COMPONENTS
 
 
 class AnalogyMap(nn.Module):
     """Learnable m (S x K), its use on features, and the linear readout of L_AR."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, components: int) -> None:
         super().__init__()
         self.config = config.analogy
-        parts, width = len(COMPONENTS), config.joint_width
+        parts, width = components, config.joint_width
         start = torch.zeros if config.analogy.rows == "softmax" else lambda *shape: torch.full(shape, 1.0 / shape[1])
         self.weights = nn.Parameter(start(parts, config.keypoints))
         self.words = None

@@ -1,14 +1,16 @@
-"""Checkpoints: a folder with model.safetensors, config.json and statistics.json."""
+"""Checkpoints: a folder with model.safetensors, config.json and statistics.json.
+
+config.json names the kind of network, its robot, its settings and what it was trained on; statistics.json holds the
+numbers by which the robot's states and actions are normalised (of a network of hands alone: none).
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from arvrm import config as configuration
-from arvrm.interface import UserError
-from arvrm.model.config import ModelConfig
-from arvrm.model.keypoint_vlm import KeypointVLM
-from arvrm.model.policy_net import PolicyNet
-from arvrm.model.vit import VitEncoder
-from arvrm.robots.calvin import Statistics
+from arvrm.files import read_json, write_json
+from arvrm.interface import Robot, UserError
+from arvrm.model.metadata import CheckpointMetadata, metadata_from
+from arvrm.model.networks import kind_of
+from arvrm.model.upgrade import CHECKPOINT_FORMAT, upgraded_checkpoint
+from arvrm.robots import described as robot_described
 
-FORMAT = 1
-KINDS: dict[str, type[KeypointVLM] | type[PolicyNet]] = {"keypoint_vlm": KeypointVLM, "policy": PolicyNet}
+_DAMAGED = "give a whole checkpoint folder, or copy or train it again"
 
 
 @dataclass(frozen=True)
@@ -33,32 +34,31 @@ class Checkpoint:
     """What a checkpoint holds.
 
     Attributes:
-        model: in evaluation mode.
-        config: the model's.
-        statistics: how states were normalised in training.
-        metadata: what else the trainer said: JSON-able (window spacing, training settings, what it was trained on).
+        model: an `interface.Network`, in evaluation mode.
+        config: its settings.
+        robot: whose policy it is, with the numbers by which states were normalised in training; None: of hands alone.
+        metadata: how it was trained.
         hash: `checkpoint_hash` of the folder.
     """
 
-    model: KeypointVLM | PolicyNet
-    config: ModelConfig
-    statistics: Statistics
-    metadata: dict[str, Any] = field(default_factory=dict)
+    model: Any
+    config: Any
+    robot: Robot | None
+    metadata: CheckpointMetadata
     hash: str = ""
 
 
 def save_checkpoint(
     folder: str | Path,
-    model: KeypointVLM | PolicyNet,
-    statistics: Statistics | None = None,
-    metadata: dict[str, Any] | None = None,
+    model: Any,
+    metadata: CheckpointMetadata,
     overwrite: bool = False,
     extra: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a checkpoint under a temporary name, then rename it, so that a folder of that name is always whole.
 
     Args:
-        model: its weights are written in their own precision.
+        model: an `interface.Network`; its weights are written in their own precision.
         extra: called with the temporary folder, to put more into it (the trainer's `state/`).
         overwrite: replace an existing folder.
 
@@ -68,17 +68,22 @@ def save_checkpoint(
     folder = Path(folder)
     if folder.exists() and not overwrite:
         raise UserError(f"{folder}: already there; pass --overwrite or choose another name")
-    kind = next(name for name, known in KINDS.items() if type(model) is known)
-    model_config = _self_contained(model)
+    described = {
+        "format": CHECKPOINT_FORMAT,
+        "kind": model.kind,
+        "robot": None if model.robot is None else model.robot.name,
+        "model": configuration.to_dict(model.self_contained()),
+        "metadata": configuration.to_dict(metadata),
+    }
+    statistics = {} if model.robot is None else configuration.to_dict(model.robot.statistics)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        described = {"format": FORMAT, "kind": kind, "model": configuration.to_dict(model_config)}
-        _write_json(partial / "config.json", {**described, "metadata": metadata or {}})
-        _write_json(partial / "statistics.json", configuration.to_dict(statistics or Statistics()))
+        write_json(partial / "config.json", described, sort_keys=True)
+        write_json(partial / "statistics.json", statistics, sort_keys=True)
         if extra is not None:
             extra(partial)
         old = None
@@ -97,28 +102,29 @@ def load_checkpoint(folder: str | Path, device: str = "cpu", kind: str | None = 
     """Load a checkpoint strictly: every tensor must be there, of the right shape, and no other.
 
     Args:
-        kind: "keypoint_vlm" or "policy": what the caller needs; None: either.
+        kind: what the caller needs, such as "keypoint_vlm" or "policy"; None: any.
 
     Raises:
-        UserError: a file is missing or corrupt, the kind is another, or the weights do not fit the configuration.
+        UserError: a file is missing or corrupt, the kind is another, its robot is unknown, the weights do not fit the
+            configuration, or it does not say how it was trained.
     """
     folder = Path(folder)
-    described = _read_json(folder / "config.json")
-    if described.get("format") != FORMAT:
-        version = described.get("format")
-        raise UserError(f"{folder}/config.json: format {version!r} is unknown; this version reads {FORMAT}")
-    found = described.get("kind")
-    if found not in KINDS:
-        raise UserError(f"{folder}/config.json: kind {found!r} is unknown; expected one of {', '.join(KINDS)}")
-    if kind is not None and found != kind:
-        raise UserError(f"{folder}: holds a {found} model, expected {kind}; give the checkpoint of the other stage")
-    config = configuration.from_dict(ModelConfig, described.get("model"), f"{folder}/config.json: model")
-    numbers = _read_json(folder / "statistics.json")
-    statistics = configuration.from_dict(Statistics, numbers, f"{folder}/statistics.json")
-    model = KINDS[found](config)
+    place = f"{folder}/config.json"
+    written = read_json(folder / "config.json", _DAMAGED)
+    found = kind_of(written.get("kind"), place)
+    if kind is not None and written["kind"] != kind:
+        raise UserError(
+            f"{folder}: holds a {written['kind']} model, expected {kind}; give the checkpoint of the other stage"
+        )
+    described = upgraded_checkpoint(written, place)
+    settings = found.upgrade(described.get("model") or {}, f"{place}: model")
+    config = configuration.from_dict(found.config, settings, f"{place}: model")
+    metadata = metadata_from(described.get("metadata") or {}, f"{place}: metadata")
+    numbers = read_json(folder / "statistics.json", _DAMAGED)
+    robot = robot_described(described["robot"], numbers, f"{folder}/statistics.json") if found.plans else None
+    model = found.build(config, robot)
     load_weights(model, folder)
-    metadata = described.get("metadata", {})
-    return Checkpoint(model.to(device).eval(), config, statistics, metadata, checkpoint_hash(folder))
+    return Checkpoint(model.to(device).eval(), config, robot, metadata, checkpoint_hash(folder))
 
 
 def load_weights(model: nn.Module, folder: str | Path) -> None:
@@ -148,16 +154,16 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     model.load_state_dict(tensors, strict=True)
 
 
-def start_from_stage1(policy: PolicyNet, folder: str | Path) -> None:
-    """Load a stage-1 checkpoint into `policy.vlm`, strictly.
+def start_from_stage1(policy: Any, folder: str | Path) -> None:
+    """Load a stage-1 checkpoint into the part of `policy`, an `interface.Network`, that stage 1 trains, strictly.
 
     Raises:
         UserError: not a stage-1 checkpoint, or its configuration gives other weights than the policy's.
     """
-    found = _read_json(Path(folder) / "config.json").get("kind")
+    found = read_json(Path(folder) / "config.json", _DAMAGED).get("kind")
     if found != "keypoint_vlm":
         raise UserError(f"{folder}: holds a {found} model, expected keypoint_vlm; give the checkpoint of stage 1")
-    load_weights(policy.vlm, folder)
+    load_weights(policy.hands()[0], folder)
 
 
 def checkpoint_hash(folder: str | Path) -> str:
@@ -176,31 +182,3 @@ def checkpoint_hash(folder: str | Path) -> str:
         except OSError as error:
             raise UserError(f"{file}: {error.strerror}; give a whole checkpoint folder") from error
     return digest.hexdigest()
-
-
-def _self_contained(model: KeypointVLM | PolicyNet) -> ModelConfig:
-    """The model's configuration with the ViT's own inside, so that loading needs no other directory."""
-    vlm = model.vlm if isinstance(model, PolicyNet) else model
-    if not isinstance(vlm.static_encoder, VitEncoder):
-        return model.config
-    vision = dataclasses.replace(model.config.vision, backbone=vlm.static_encoder.backbone())
-    if vision.second is not None and isinstance(model, PolicyNet):
-        second = dataclasses.replace(vision.second, backbone=model.second.encoder.backbone())
-        vision = dataclasses.replace(vision, second=second)
-    return dataclasses.replace(model.config, vision=vision)
-
-
-def _write_json(file: Path, values: dict[str, Any]) -> None:
-    file.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such file; give a whole checkpoint folder") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); the file is damaged, copy or train it again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: expected a JSON object; the file is damaged, copy or train it again")
-    return values

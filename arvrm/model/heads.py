@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from arvrm.interface import ActionLayout
 from arvrm.model.config import ModelConfig
 from arvrm.model.split_batch import draw_rows
 from arvrm.model.transformer import activation, mlp
-from arvrm.robots.calvin import ARM
 
 
 def queries(config: ModelConfig) -> int:
@@ -19,9 +19,9 @@ def queries(config: ModelConfig) -> int:
 
 
 class RegressionHead(nn.Module):
-    """Query outputs to actions: six arm numbers and a gripper logit, by two layers and one linear readout each."""
+    """Query outputs to actions: continuous numbers and binary ones' logits, by two layers and a linear readout each."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, actions: ActionLayout) -> None:
         super().__init__()
         width, half = config.width, config.width // 2
         self.queries = queries(config)
@@ -29,43 +29,45 @@ class RegressionHead(nn.Module):
         act = activation(config.head_activation)
         hidden = half if self.each == 1 else width
         self.layers = nn.Sequential(nn.Linear(width, hidden), act, nn.Linear(hidden, hidden), act)
-        self.arm = nn.Linear(hidden, ARM * self.each)
-        self.gripper = nn.Linear(hidden, self.each)
+        self.arm = nn.Linear(hidden, actions.continuous * self.each)
+        self.gripper = nn.Linear(hidden, actions.binary * self.each) if actions.binary else None
 
     def forward(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        """Return arm (B, F, C, 6) and gripper logits (B, F, C) for out (B, F, queries, d)."""
+        """Return continuous numbers (B, F, C, n) and logits (B, F, C, A - n) for out (B, F, queries, d)."""
         hidden = self.layers(out)
-        arm = self.arm(hidden).unflatten(-1, (self.each, ARM)).flatten(2, 3)
-        return arm.float(), self.gripper(hidden).flatten(2).float()
+        arm = self.arm(hidden).unflatten(-1, (self.each, -1)).flatten(2, 3)
+        if self.gripper is None:
+            return arm.float(), arm.new_zeros(*arm.shape[:3], 0).float()
+        return arm.float(), self.gripper(hidden).unflatten(-1, (self.each, -1)).flatten(2, 3).float()
 
 
 class FlowHead(nn.Module):
-    """Flow matching for the arm: a velocity field over the whole chunk that carries noise to actions.
+    """Flow matching for the n continuous numbers: a velocity field over the whole chunk carries noise to actions.
 
-    Straight paths x_t = (1 - t) noise + t action (Lipman et al., 2023). The gripper stays a logit.
+    Straight paths x_t = (1 - t) noise + t action (Lipman et al., 2023). Binary numbers stay logits.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, actions: ActionLayout) -> None:
         super().__init__()
         width, chunk = config.width, config.chunk
         self.steps, self.chunk = config.flow_steps, chunk
-        self.regression = RegressionHead(config)
+        self.regression = RegressionHead(config, actions)
         self.condition = nn.Linear(width, width * (chunk // queries(config)))
         self.place = nn.Parameter(0.02 * torch.randn(chunk, width))
-        self.lift = nn.Linear(ARM, width)
+        self.lift = nn.Linear(actions.continuous, width)
         self.clock = mlp(32, width, width)
         self.mix = nn.ModuleList(nn.Linear(chunk, chunk) for _ in range(2))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(5))
         self.layers = nn.ModuleList(mlp(width, 2 * width, width) for _ in range(2))
-        self.velocity = nn.Linear(width, ARM)
+        self.velocity = nn.Linear(width, actions.continuous)
         nn.init.zeros_(self.velocity.weight)
         nn.init.zeros_(self.velocity.bias)
         # Every plan starts at the same noise, so that a plan does not depend on what else is in the batch.
-        noise = torch.randn(chunk, ARM, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(chunk, actions.continuous, generator=torch.Generator().manual_seed(0))
         self.register_buffer("start", noise)
 
     def field(self, x: Tensor, time: Tensor, conditions: Tensor) -> Tensor:
-        """Return the velocity (N, C, 6) at x (N, C, 6) and time (N,) in [0, 1]; conditions (N, C, d)."""
+        """Return the velocity (N, C, n) at x (N, C, n) and time (N,) in [0, 1]; conditions (N, C, d)."""
         rates = torch.exp(torch.linspace(0.0, math.log(100.0), 16, device=x.device))
         angle = time[:, None] * rates
         clock = self.clock(torch.cat([angle.sin(), angle.cos()], dim=-1))
@@ -81,7 +83,7 @@ class FlowHead(nn.Module):
         return self.condition(out).unflatten(-1, (-1, width)).flatten(2, 3).flatten(0, 1)
 
     def error(self, out: Tensor, arm: Tensor) -> Tensor:
-        """Return the flow-matching error (B, F, C, 6), squared, at one random time per chunk, for arm (B, F, C, 6)."""
+        """Return the flow-matching error (B, F, C, n), squared, at one random time per chunk, for arm (B, F, C, n)."""
         target = arm.flatten(0, 1)
         rows, each, device = len(target), target.shape[1:], target.device
         noise = draw_rows(lambda n, g: torch.randn(n, *each, generator=g, device=device), rows)
@@ -91,7 +93,7 @@ class FlowHead(nn.Module):
         return (velocity - (target - noise)).square().view_as(arm)
 
     def forward(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        """Integrate from the fixed noise: arm (B, F, C, 6), gripper logits (B, F, C)."""
+        """Integrate from the fixed noise: continuous numbers (B, F, C, n), logits (B, F, C, A - n)."""
         conditions = self.conditions(out)
         x = self.start.expand(len(conditions), -1, -1)
         for i in range(self.steps):

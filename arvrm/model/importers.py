@@ -17,7 +17,7 @@ import itertools
 import json
 import re
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,8 +28,10 @@ from arvrm.interface import UserError
 from arvrm.model import backbones
 from arvrm.model.checkpoint import save_checkpoint
 from arvrm.model.config import LossConfig, ModelConfig, SecondVisionConfig, TextConfig, VisionConfig
+from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.policy_net import PolicyNet
 from arvrm.model.vit import pretrained_model
+from arvrm.robots.calvin import CALVIN
 
 CLIP = "openai/clip-vit-base-patch32"
 PUBLISHED: dict[str, Any] = {
@@ -114,7 +116,7 @@ class Imported:
     mapped: dict[str, list[str]]
     left_out: dict[str, str]
     new: list[str]
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: CheckpointMetadata
 
 
 def import_checkpoint(config: ImportConfig) -> Path:
@@ -133,7 +135,7 @@ def import_checkpoint(config: ImportConfig) -> Path:
     def extra(folder: Path) -> None:
         (folder / "import.json").write_text(json.dumps(listed, indent=1) + "\n")
 
-    folder = save_checkpoint(config.output, found.model, None, found.metadata, config.overwrite, extra)
+    folder = save_checkpoint(config.output, found.model, found.metadata, config.overwrite, extra)
     print(f"{config.file}: {found.kind}, {len(found.mapped)} tensors mapped", file=sys.stderr)
     for name, reason in found.left_out.items():
         print(f"left out: {name} ({reason})", file=sys.stderr)
@@ -191,7 +193,7 @@ def convert(
     left_out |= dict.fromkeys(unknown, BEYOND)
 
     torch.manual_seed(0)  # of the human side, which no file has
-    net = PolicyNet(config)
+    net = PolicyNet(config, CALVIN)
     own = net.state_dict()
     values = {f"vlm.static_encoder.model.{name}": value for name, value in encoder[1].state_dict().items()}
     for name, targets in names.items():
@@ -209,13 +211,14 @@ def convert(
             raise UserError(f"{place}: {name} would be {tuple(value.shape)}, expected {shape}; check --config")
     new = [name for name in own if name not in values]
     net.load_state_dict({**{name: own[name] for name in new}, **values}, strict=True)
-    metadata = {
-        "stage": "finetune",
-        "imported": {"file": Path(place).name, "kind": kind},
-        "window": {"history": config.max_frames, "stride": 1, "chunk": config.chunk},
-        "images": {"static": config.vision.static_size, "gripper": config.vision.gripper_size},
-        "execute_steps": min(int(settings["test_chunk_size"]), config.chunk),
-    }
+    metadata = CheckpointMetadata(
+        stage="finetune",
+        history=config.max_frames,
+        stride=1,
+        images={"rgb_static": config.vision.static_size, "rgb_gripper": config.vision.gripper_size},
+        execute_steps=min(int(settings["test_chunk_size"]), config.chunk),
+        imported={"file": Path(place).name, "kind": kind},
+    )
     return Imported(net.eval(), kind, names, left_out, new, metadata)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import torch
@@ -97,6 +98,26 @@ class KeypointVLM(nn.Module):
             # How many times its last motions, newest first, a hand goes on to move in 1, 2 .. n frames; it slows down.
             slower = (1 - _SLOWING ** torch.arange(1, config.foresee + 1)) / (1 - _SLOWING)
             self.carry = nn.Parameter(F.pad(slower[:, None], (0, _MOTIONS - 1)))
+
+    kind = "keypoint_vlm"
+    robot = None
+
+    def image_encoder(self, role: str) -> ConvEncoder | VitEncoder:
+        """Return the static camera's encoder: clips of hands have no other."""
+        if role != "static":
+            raise ValueError(f"a network of hands sees by the static camera alone, not by {role!r}")
+        return self.static_encoder
+
+    def hands(self) -> tuple[nn.Module, str]:
+        """Return itself: stage 1 trains all of it."""
+        return self, ""
+
+    def self_contained(self) -> ModelConfig:
+        """Return its configuration with the ViT's own inside, so that loading needs no other directory."""
+        if not isinstance(self.static_encoder, VitEncoder):
+            return self.config
+        vision = dataclasses.replace(self.config.vision, backbone=self.static_encoder.backbone())
+        return dataclasses.replace(self.config, vision=vision)
 
     def language(self, text: Tensor, text_mask: Tensor) -> Tensor:
         """Return z_l (B, d)."""

@@ -5,28 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from arvrm.interface import Robot
 from arvrm.model.config import ModelConfig
 from arvrm.model.transformer import mlp
-from arvrm.robots.calvin import CALVIN, COMPONENTS
-
-STATE_SIZE = CALVIN.state_size
 
 
-class Geometry(nn.Module):
+class LandmarkHead(nn.Module):
     """Where landmarks are from the gripper, by the points that the static camera's heatmaps mark and the robot's pose.
 
     CALVIN's static camera is far away and sees the table nearly in parallel projection, so a linear layer does most of
     it (to millimetres, where the points are right); an MLP bends the rest. All in float32.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, robot: Robot) -> None:
         super().__init__()
-        count, width = 2 * config.vision.points + len(COMPONENTS), config.width
+        count, width = 2 * config.vision.points + len(robot.components), config.width
         self.straight = nn.Linear(count, 3 * config.vision.landmarks)
         self.bend = mlp(count, width, 3 * config.vision.landmarks)
         nn.init.zeros_(self.bend[-1].weight)
         nn.init.zeros_(self.bend[-1].bias)
-        self.token = mlp(3 * config.vision.landmarks + STATE_SIZE, 2 * width, width)
+        self.token = mlp(3 * config.vision.landmarks + robot.state_size, 2 * width, width)
 
     def forward(self, points: Tensor, components: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return offsets (B, T, N, 3) in LANDMARK_UNIT_M and a token (B, T, d) that carries them.

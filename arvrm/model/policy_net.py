@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arvrm.interface import RobotBatch, UserError
+from arvrm.interface import Robot, RobotBatch, UserError
 from arvrm.model.analogy import AnalogyMap
 from arvrm.model.config import ModelConfig
+from arvrm.model.conv import ConvEncoder
 from arvrm.model.heads import FlowHead, RegressionHead, queries
 from arvrm.model.heatmaps import centres, splat_cross_entropy
 from arvrm.model.image_encoder import image_encoder, second_encoder
 from arvrm.model.image_head import ImageHead
 from arvrm.model.joints import ComponentEncoder
 from arvrm.model.keypoint_vlm import ImageTokens, KeypointVLM
-from arvrm.model.landmarks import Geometry
+from arvrm.model.landmarks import LandmarkHead
 from arvrm.model.pixels import fit_images
 from arvrm.model.split_batch import divisor
 from arvrm.model.transformer import PerceiverResampler, expect, expect_frames, mlp
-from arvrm.robots.calvin import ARM, CALVIN, COMPONENTS, Statistics
+from arvrm.model.vit import VitEncoder
+from arvrm.robots.calvin import ARM, CALVIN, Calvin
 
-STATE_SIZE = CALVIN.state_size
 OPENED = 10
 """Where `encode_state` has the last gripper command: 1 open, beside it 1 closed."""
 
@@ -31,12 +33,14 @@ OPENED = 10
 class OfficialState(nn.Module):
     """GR-1's state token: pose and last gripper command, each through a linear layer, joined by a third."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, robot: Robot) -> None:
         super().__init__()
+        if not isinstance(robot, Calvin):
+            raise UserError(f"state: 'official' reads CALVIN's robot, not {robot.name}; set it to components")
         self.arm = nn.Linear(ARM, width)
         self.gripper = nn.Linear(2, width)
         self.join = nn.Linear(2 * width, width)
-        known = Statistics()
+        known = robot.statistics
         scale, centre = known.position_scale + known.euler_scale, known.position_centre + known.euler_reference
         self.register_buffer("scale", torch.tensor(scale), persistent=False)
         self.register_buffer("centre", torch.tensor(centre), persistent=False)
@@ -91,42 +95,49 @@ class SecondSight(nn.Module):
 class PolicyNet(nn.Module):
     """The robot's policy. `vlm` is stage 1's model, whose weights are loaded from its checkpoint.
 
-    Tokens of a frame, in order: language, state, M static patch latents, static CLS, M gripper patch latents, gripper
-    CLS (behind either CLS those of `vision.second`, its CLS first), with `analogy.at_rollout` one analogy token; then
-    queries, hidden from all: actions, next state, images.
+    Tokens of a frame, in order: language, state, then of each camera M patch latents and CLS (behind it those of
+    `vision.second`, its CLS first), with `analogy.at_rollout` one analogy token; then queries, hidden from all:
+    actions, next state, images.
+
+    Modules of a camera other than the static one are named by its role: `gripper_encoder`, `gripper_tokens`.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    kind = "policy"
+
+    def __init__(self, config: ModelConfig, robot: Robot = CALVIN) -> None:
         super().__init__()
-        self.config = config
-        width, parts = config.width, len(COMPONENTS)
+        self.config, self.robot = config, robot
+        self.roles = tuple(camera.role for camera in robot.cameras)
+        _check_landmarks(config, robot)
+        width, parts = config.width, len(robot.components)
         self.vlm = KeypointVLM(config)
-        if config.vision.encoder == "conv":
-            self.gripper_encoder = image_encoder(config.vision, config.vision.gripper_size, width)
-        self.gripper_tokens = ImageTokens(self.vlm.static_encoder.width, width)
+        for role in self.roles[1:]:
+            if config.vision.encoder == "conv":
+                encoder = image_encoder(config.vision, config.vision.gripper_size, width)
+                self.add_module(f"{role}_encoder", encoder)
+            self.add_module(f"{role}_tokens", ImageTokens(self.vlm.static_encoder.width, width))
         if config.vision.second is not None:
             self.second = SecondSight(config)
         self.components = ComponentEncoder(config, parts)
         if config.state == "official":
-            self.state_token = OfficialState(width)
+            self.state_token = OfficialState(width, robot)
         else:
-            self.state_token = mlp(parts * config.joint_width + STATE_SIZE, width, width)
+            self.state_token = mlp(parts * config.joint_width + robot.state_size, width, width)
         self.state_head = mlp(width, width, parts)
         nn.init.zeros_(self.state_head[-1].weight)
         nn.init.zeros_(self.state_head[-1].bias)
         self.action_queries = nn.Parameter(0.02 * torch.randn(queries(config), width))
-        self.head = FlowHead(config) if config.head == "flow" else RegressionHead(config)
+        self.head = (FlowHead if config.head == "flow" else RegressionHead)(config, robot.actions)
         if config.loss.geometry > 0:
-            self.geometry = Geometry(config)
-        self.analogy = AnalogyMap(config) if config.analogy.enabled else None
+            self.geometry = LandmarkHead(config, robot)
+        self.analogy = AnalogyMap(config, parts) if config.analogy.enabled else None
         if config.analogy.at_rollout == "on":
             self.analogy_token = mlp(parts * config.joint_width, width, width)
         if config.positions:
             self.positions = nn.Parameter(0.02 * torch.randn(config.positions, width))
         if config.fwd_pred:
-            self.image_queries = nn.Parameter(0.02 * torch.randn(2, config.latents + 1, width))
-            vision = config.vision
-            sizes: tuple[int, ...] = (vision.static_size, vision.gripper_size)
+            self.image_queries = nn.Parameter(0.02 * torch.randn(len(self.roles), config.latents + 1, width))
+            sizes: tuple[int, ...] = tuple(self.camera(role)[0] for role in self.roles)
             if config.image_decoder == "shared":
                 sizes = (self.vlm.static_encoder.size,)
             self.image_heads = nn.ModuleList(ImageHead(config, size) for size in sizes)
@@ -134,19 +145,51 @@ class PolicyNet(nn.Module):
             for module in (self.vlm.joints, self.vlm.keypoint_token, self.vlm.keypoint_head):
                 module.requires_grad_(False)
 
-    @property
-    def hand_encoder(self) -> nn.Module:
-        """The gripper camera's encoder: its own conv encoder, or the ViT that both cameras share."""
-        return self.gripper_encoder if self.config.vision.encoder == "conv" else self.vlm.static_encoder
+    def camera(self, role: str) -> tuple[int, float]:
+        """Return the pixels at which a conv encoder reads the camera of this role, and its largest random shift."""
+        vision = self.config.vision
+        if role == "static":
+            return vision.static_size, vision.shift_static
+        return vision.gripper_size, vision.shift_gripper
+
+    def image_encoder(self, role: str) -> ConvEncoder | VitEncoder:
+        """Return the encoder of the camera of this role: its own conv encoder, or the ViT that all cameras share."""
+        if role == "static" or self.config.vision.encoder != "conv":
+            return self.vlm.static_encoder
+        return self.get_submodule(f"{role}_encoder")
+
+    def image_tokens(self, role: str) -> ImageTokens:
+        """Return the way of the camera of this role into the transformer."""
+        return self.vlm.static_tokens if role == "static" else self.get_submodule(f"{role}_tokens")
+
+    def language(self, text: Tensor, text_mask: Tensor) -> Tensor:
+        """Return z_l (B, d)."""
+        return self.vlm.language(text, text_mask)
+
+    def hands(self) -> tuple[nn.Module, str]:
+        """Return the part that stage 1 trains, and how its names begin."""
+        return self.vlm, "vlm."
+
+    def analogy_map(self, z_l: Tensor | None = None) -> Tensor | None:
+        """Return m (S, K), or (B, S, K) where it depends on language z_l (B, d); None: there is no map."""
+        return None if self.analogy is None else self.analogy.map(z_l)
+
+    def self_contained(self) -> ModelConfig:
+        """Return its configuration with the ViTs' own inside, so that loading needs no other directory."""
+        config = self.vlm.self_contained()
+        if config.vision.second is None:
+            return config
+        second = dataclasses.replace(config.vision.second, backbone=self.second.encoder.backbone())
+        return dataclasses.replace(config, vision=dataclasses.replace(config.vision, second=second))
 
     def encode_frames(self, batch: RobotBatch) -> dict[str, Tensor]:
         """Encode images only, so that a rollout can keep each frame's tokens for as long as the instruction holds.
 
-        Reads text, static and gripper (or their features) of `batch`, any number of frames.
+        Reads text and the cameras' images (or their features) of `batch`, any number of frames.
 
         Returns:
-            static_tokens, gripper_tokens: (B, T, M + 1, d), what `act` takes in place of images; with `loss.geometry`
-            static_points too, see `_encode`.
+            role + "_tokens": (B, T, M + 1, d), what `act` takes in place of images; with `loss.geometry` static_points
+            too, see `_encode`.
         """
         z_l = self.vlm.language(batch["text"], batch["text_mask"])
         kept = ("tokens", "points")
@@ -156,10 +199,10 @@ class PolicyNet(nn.Module):
         """Encode each frame once, with one augmentation a window or, where there are segments, a segment.
 
         Returns:
-            static_tokens, gripper_tokens: (B, T, M + 1, d); heatmaps (B, T, h, w, points) or None, offset (B, 2): the
-            static camera's. With `loss.geometry` static_points (B, T, points, 2): the heatmaps' centres in [-1, 1], the
-            random shift taken out. With `images` static_later, gripper_later: (S, F, size, size, 3) uint8, the frames
-            to foresee, augmented as those that were encoded; `windows_of` them are the windows'.
+            role + "_tokens": (B, T, M + 1, d); heatmaps (B, T, h, w, points) or None, offset (B, 2): the static
+            camera's. With `loss.geometry` static_points (B, T, points, 2): the heatmaps' centres in [-1, 1], the random
+            shift taken out. With `images` role + "_later": (S, F, size, size, 3) uint8, the frames to predict,
+            augmented as those that were encoded; `windows_of` them are the windows'.
         """
         segments, count, each = batch.get("segments"), None, 1
         source: dict = dict(batch) if segments is None else dict(segments)
@@ -168,20 +211,18 @@ class PolicyNet(nn.Module):
             z_l = z_l[::each]
         elif images:
             count = batch["frame_mask"].shape[1]
-            for camera in ("static", "gripper"):
+            for camera in self.roles:
                 ahead = source[f"next_{camera}"]
                 # Features come without pixels of the same frames.
                 given = [] if f"{camera}_features" in source else [source[camera]]
                 source[camera] = torch.cat([*given, ahead], dim=1)
-        vision, result = self.config.vision, {}
+        result: dict[str, Tensor | None] = {}
         frames = count if count is None else count - each + 1
-        for camera, encoder, embed, size, shift in (
-            ("static", self.vlm.static_encoder, self.vlm.static_tokens, vision.static_size, vision.shift_static),
-            ("gripper", self.hand_encoder, self.gripper_tokens, vision.gripper_size, vision.shift_gripper),
-        ):
-            seen = self.vlm.look(source, camera, encoder, size, shift, z_l, count)
-            tokens = embed(seen.features, self.vlm.resampler)
-            if vision.second is not None:
+        for camera in self.roles:
+            size, shift = self.camera(camera)
+            seen = self.vlm.look(source, camera, self.image_encoder(camera), size, shift, z_l, count)
+            tokens = self.image_tokens(camera)(seen.features, self.vlm.resampler)
+            if self.config.vision.second is not None:
                 if seen.pixels is None:
                     raise UserError(f"{camera}_features: vision.second needs images; set data.frozen_features to false")
                 tokens = torch.cat([tokens, self.second(seen.pixels[:, : tokens.shape[1]], camera, z_l)], dim=2)
@@ -253,8 +294,8 @@ class PolicyNet(nn.Module):
         """
         frame_mask = batch["frame_mask"]
         shape = tuple(frame_mask.shape)
-        expect("state", batch.get("state"), *shape, STATE_SIZE)
-        expect("components", batch.get("components"), *shape, len(COMPONENTS))
+        expect("state", batch.get("state"), *shape, self.robot.state_size)
+        expect("components", batch.get("components"), *shape, len(self.robot.components))
         f_s = self.components(batch["components"])
         if self.config.state == "official":
             z_s = self.state_token(batch["components"], batch["state"])
@@ -265,7 +306,7 @@ class PolicyNet(nn.Module):
             expect("static_points", seen.get("static_points"), *shape, self.config.vision.points, 2)
             geometry, whereabouts = self.geometry(seen["static_points"], batch["components"], batch["state"])
             z_s = z_s + whereabouts
-        frames = [z_s[:, :, None], seen["static_tokens"], seen["gripper_tokens"]]
+        frames = [z_s[:, :, None], *(seen[f"{role}_tokens"] for role in self.roles)]
         token_mask = frame_mask
         if self.config.analogy.at_rollout == "on":
             token, present = self._analogy_token(batch, f_s, z_l)
@@ -287,7 +328,7 @@ class PolicyNet(nn.Module):
             # After language, state, the first ViT's latents and CLS, and the second one's CLS.
             untimed = (self.config.latents + 4, 2 * self.config.latents + 4)
         out = self.vlm.sequence(z_l, frames, tokens, owners, token_mask, positions, untimed)
-        counts = {"action": len(self.action_queries), "state": 1, "image": 2 * (self.config.latents + 1)}
+        counts = {"action": len(self.action_queries), "state": 1, "image": len(self.roles) * (self.config.latents + 1)}
         outputs = {name: out[:, a:b].unflatten(1, (-1, counts[name])) for name, (a, b) in slices.items()}
         if geometry is not None:
             outputs["geometry"] = geometry
@@ -312,24 +353,26 @@ class PolicyNet(nn.Module):
             loss: the weighted sum. Before weighting: loss_arm, loss_gripper, and where computed loss_state,
             loss_analogy (summed over clips, averaged over windows), loss_replay, loss_localisation, loss_geometry,
             loss_image.
-            actions: (B, T or 1, C, 7), predicted (arm unclamped, gripper +-1); absent with the flow head in training,
-            where the integration would be for show.
+            actions: (B, T or 1, C, A), predicted (continuous numbers unclamped, binary ones +-1); absent with the flow
+            head in training, where the integration would be for show.
             next_components: (B, T, S), predicted, with loss_state.
         """
         config, weights = self.config, self.config.loss
-        expect_frames(batch, "static", "gripper")
+        expect_frames(batch, *self.roles)
         z_l = self.vlm.language(batch["text"], batch["text_mask"])
         images = config.fwd_pred and weights.image > 0 and batch.get("next_image_mask") is not None
         seen = self._encode(batch, z_l, images)
         outputs, f_s = self._forward_tokens(batch, z_l, seen, False, images)
         frame_mask = batch["frame_mask"]
         result = self._action_losses(batch, outputs["action"])
-        loss = weights.arm * result["loss_arm"] + weights.gripper * result["loss_gripper"]
+        loss = weights.arm * result["loss_arm"]
+        if "loss_gripper" in result:
+            loss = loss + weights.gripper * result["loss_gripper"]
         if "geometry" in outputs and batch.get("landmark_offsets") is not None:
             result["loss_geometry"] = self._geometry_loss(batch, outputs["geometry"])
             loss = loss + weights.geometry * result["loss_geometry"]
         if "state" in outputs:
-            expect("next_components", batch["next_components"], *frame_mask.shape, len(COMPONENTS))
+            expect("next_components", batch["next_components"], *frame_mask.shape, len(self.robot.components))
             expect("next_mask", batch.get("next_mask"), *frame_mask.shape)
             predicted = self.state_head(outputs["state"][:, :, 0]).float()
             if config.predict_residual:
@@ -356,24 +399,29 @@ class PolicyNet(nn.Module):
 
     def _action_losses(self, batch: RobotBatch, out: Tensor) -> dict[str, Tensor]:
         frames, chunk = batch["frame_mask"].shape[1], self.config.chunk
-        expect("actions", batch.get("actions"), len(out), frames, chunk, ARM + 1)
+        layout = self.robot.actions
+        expect("actions", batch.get("actions"), len(out), frames, chunk, layout.size)
         expect("action_mask", batch.get("action_mask"), len(out), frames, chunk)
         shown = out.shape[1]
         target = batch["actions"][:, frames - shown :]
         mask = (batch["action_mask"] & batch["frame_mask"][..., None])[:, frames - shown :]
         result: dict[str, Tensor] = {}
         if self.config.head == "flow":
-            error = self.head.error(out, target[..., :ARM])
+            error = self.head.error(out, target[..., : layout.continuous])
             if self.training:
                 arm, logits = None, self.head.regression(out)[1]
             else:
                 arm, logits = self.head(out)
         else:
             arm, logits = self.head(out)
-            error = F.smooth_l1_loss(arm, target[..., :ARM], reduction="none", beta=self.config.loss.arm_beta)
+            error = F.smooth_l1_loss(
+                arm, target[..., : layout.continuous], reduction="none", beta=self.config.loss.arm_beta
+            )
         result["loss_arm"] = _mean(error.mean(-1), mask)
-        opened = (target[..., ARM] > 0).to(logits.dtype)
-        result["loss_gripper"] = _mean(F.binary_cross_entropy_with_logits(logits, opened, reduction="none"), mask)
+        if layout.binary:
+            on = (target[..., layout.continuous :] > 0).to(logits.dtype)
+            error = F.binary_cross_entropy_with_logits(logits, on, reduction="none")
+            result["loss_gripper"] = _mean(error.mean(-1), mask)
         if arm is not None:
             result["actions"] = _actions(arm, logits)
         return result
@@ -413,14 +461,16 @@ class PolicyNet(nn.Module):
     def _image_loss(self, batch: RobotBatch, out: Tensor, seen: dict[str, Tensor | None]) -> Tensor:
         mask = batch["next_image_mask"] & batch["frame_mask"]
         total = out.new_zeros((), dtype=torch.float32)
-        for i, camera in enumerate(("static_later", "gripper_later")):
+        for i, camera in enumerate(f"{role}_later" for role in self.roles):
             head = self.image_heads[min(i, len(self.image_heads) - 1)]
             images = seen[camera].flatten(0, 1)
             if head.official:
                 images = self.vlm.static_encoder.pixels(images).permute(0, 2, 3, 1)
-            # A frame is foreseen by every window that contains the one before it: its target is made once.
+            # A frame is predicted by every window that contains the one before it: its target is made once.
             target = windows_of(head.target(images).unflatten(0, tuple(seen[camera].shape[:2])), out.shape[1])
-            predicted = head(out.unflatten(2, (2, -1))[:, :, i].flatten(0, 1)).unflatten(0, tuple(out.shape[:2]))
+            predicted = head(out.unflatten(2, (len(self.roles), -1))[:, :, i].flatten(0, 1)).unflatten(
+                0, tuple(out.shape[:2])
+            )
             total = total + _mean(F.mse_loss(predicted, target, reduction="none").mean((-1, -2)), mask)
         return total
 
@@ -437,11 +487,11 @@ class PolicyNet(nn.Module):
         some = {key: value for key, value in batch.items() if key != "next_components"}
         outputs, _ = self._forward_tokens(some, z_l, tokens, False, images and self.config.fwd_pred)
         arm, logits = self.head(outputs["action"])
-        result = {"arm": arm, "gripper": logits}
+        result = {"arm": arm, "gripper": logits[..., 0]}
         if "image" in outputs:
             for i, name in enumerate(("static", "gripper_image")):
                 head = self.image_heads[min(i, len(self.image_heads) - 1)]
-                asked = outputs["image"].unflatten(2, (2, -1))[:, :, i]
+                asked = outputs["image"].unflatten(2, (len(self.roles), -1))[:, :, i]
                 result[name] = head(asked.flatten(0, 1)).unflatten(0, tuple(asked.shape[:2]))
         return result
 
@@ -454,14 +504,21 @@ class PolicyNet(nn.Module):
                 `clips` matter only with `analogy.at_rollout` on.
 
         Returns:
-            (B, C, 7) float32: arm clamped to [-1, 1], gripper exactly -1 (close) or 1 (open).
+            (B, C, A) float32, as `Robot.encode_actions` has them: continuous numbers clamped to [-1, 1], binary ones
+            exactly -1 or 1.
         """
-        expect_frames(batch, "static", "gripper")
+        expect_frames(batch, *self.roles)
         z_l = self.vlm.language(batch["text"], batch["text_mask"])
         tokens = batch if "static_tokens" in batch else self._encode(batch, z_l)
         outputs, _ = self._forward_tokens(batch, z_l, tokens, True)
         arm, logits = self.head(outputs["action"])
         return _actions(arm.clamp(-1.0, 1.0), logits)[:, -1]
+
+
+def _check_landmarks(config: ModelConfig, robot: Robot) -> None:
+    for name, array in (("geometry", "landmarks"), ("localisation", "landmark_pixels")):
+        if getattr(config.loss, name) > 0 and array not in robot.arrays:
+            raise UserError(f"loss.{name}: episodes of {robot.name} have no {array}; set it to 0")
 
 
 def windows_of(values: Tensor, frames: int | None) -> Tensor:
@@ -494,8 +551,7 @@ def _check_segments(batch: RobotBatch) -> tuple[int, int]:
 
 
 def _actions(arm: Tensor, logits: Tensor) -> Tensor:
-    gripper = 2.0 * (logits > 0).float() - 1.0
-    return torch.cat([arm.detach(), gripper[..., None]], dim=-1)
+    return torch.cat([arm.detach(), 2.0 * (logits > 0).float() - 1.0], dim=-1)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

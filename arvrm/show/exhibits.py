@@ -74,7 +74,7 @@ def make_exhibits(config: ExhibitConfig) -> Path:
         if config.index and config.store:
             found["retrieval"] = _retrieval(config, partial)
             sentences = [query["instruction"] for query in found["retrieval"]]
-        if loaded.model.analogy is not None:
+        if loaded.config.analogy.enabled:
             found["map"] = describe_map(loaded, sentences)
         (partial / "exhibits.json").write_text(json.dumps(found, indent=1) + "\n")
         if output.exists():
@@ -91,12 +91,11 @@ def describe_map(checkpoint: Any, sentences: list[str]) -> dict[str, Any]:
     config, net = checkpoint.config, checkpoint.model
     described: dict[str, Any] = {"kind": config.analogy.map, "rows": config.analogy.rows, "alpha": config.analogy.alpha}
     if config.analogy.map == "global":
-        return described | {"weights": net.analogy.map().tolist()}
+        return described | {"weights": net.analogy_map().tolist()}
     if not sentences:
-        sentences = checkpoint.metadata.get("tasks", ["open drawer"])[:4]
-        sentences = [sentence.replace("_", " ") for sentence in sentences]
-    z_l = net.vlm.language(*TextEncoder(config.text).tokens(sentences))
-    maps = net.analogy.map(z_l)
+        sentences = [sentence.replace("_", " ") for sentence in checkpoint.metadata.tasks[:4] or ["open drawer"]]
+    z_l = net.language(*TextEncoder(config.text).tokens(sentences))
+    maps = net.analogy_map(z_l)
     by_sentence = {sentence: weights.tolist() for sentence, weights in zip(sentences, maps, strict=True)}
     return described | {"weights": maps.mean(0).tolist(), "by_sentence": by_sentence}
 

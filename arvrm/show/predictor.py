@@ -19,15 +19,12 @@ class HandPredictor:
     def __init__(self, checkpoint: str) -> None:
         from arvrm.model.checkpoint import load_checkpoint
         from arvrm.model.encoders import TextEncoder
-        from arvrm.windows import WindowConfig
 
         self.checkpoint = load_checkpoint(checkpoint, kind="keypoint_vlm")
-        window = self.checkpoint.metadata.get("window", {})
-        self.history = int(window.get("history", WindowConfig.history))
-        self._control_stride = int(window.get("stride", WindowConfig.stride))
+        metadata = self.checkpoint.metadata
+        self.history, self._control_stride = metadata.history, metadata.stride
         self.text = TextEncoder(self.checkpoint.config.text)
-        stored = self.checkpoint.metadata.get("images", {}).get("static")
-        self.image_size = int(stored or self.checkpoint.config.vision.static_size)
+        self.image_size = metadata.images["rgb_static"]
 
     def stride(self, fps: float) -> int:
         """Steps of a clip at `fps` between two frames of a window."""

@@ -10,6 +10,7 @@ Every row of the claim is a switch of one `FinetuneConfig`, with the same update
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,10 +111,15 @@ def finetune(config: FinetuneConfig, progress: bool = True) -> TrainResult:
     if config.pretrained:
         rate_share = (_start_from(model, config.pretrained), config.pretrained_rate)
     data = RobotData(config, model, progress)
-    metadata = {"stage": "finetune", **metadata_of(config, data.windows.table, data.train_episodes)}
-    metadata |= {"index": config.index, "retrieval": to_dict(config.retrieval), "pretrained": config.pretrained}
-    if config.execute_steps:
-        metadata["execute_steps"] = config.execute_steps
+    metadata = metadata_of(config, data.windows.table, data.train_episodes, "finetune")
+    metadata = dataclasses.replace(
+        metadata,
+        execute_steps=config.execute_steps,
+        clips=config.retrieval.clips if config.index else None,
+        index=config.index,
+        pretrained=config.pretrained,
+        settings={**metadata.settings, "retrieval": to_dict(config.retrieval)},
+    )
     trainer = Trainer(
         model,
         data.batch_of,
@@ -144,7 +150,9 @@ class RobotData:
         encoder = TextEncoder(config.model.text)
         train = config.train
         static, features = frames_of(table, "rgb_static", data, config.model, model.vlm.static_encoder, train, progress)
-        gripper, _ = frames_of(table, "rgb_gripper", data, config.model, model.hand_encoder, train, progress)
+        gripper, _ = frames_of(
+            table, "rgb_gripper", data, config.model, model.image_encoder("gripper"), train, progress
+        )
         foresee = config.model.fwd_pred and config.model.loss.image > 0
         pixels = None
         if foresee and features:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from arvrm.model.checkpoint import load_checkpoint
 from arvrm.model.encoders import TextEncoder
-from arvrm.model.policy_net import PolicyNet
 from arvrm.retrieval import FrozenEncoders, SearchConfig, build_index
 from arvrm.training.data import open_stores
 from arvrm.training.log import progress_bar
@@ -57,8 +56,11 @@ def build_index_stage(config: IndexConfig, progress: bool = True) -> Path:
 def frozen_encoders(checkpoint: str | Path) -> FrozenEncoders:
     """Return the encoders by which clips of a checkpoint (of either stage) are compared."""
     loaded = load_checkpoint(checkpoint)
-    model = loaded.model.vlm if isinstance(loaded.model, PolicyNet) else loaded.model
     vision = loaded.config.vision
     return FrozenEncoders(
-        TextEncoder(loaded.config.text), vision, vision.static_size, loaded.config.width, model.static_encoder
+        TextEncoder(loaded.config.text),
+        vision,
+        vision.static_size,
+        loaded.config.width,
+        loaded.model.image_encoder("static"),
     )

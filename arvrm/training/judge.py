@@ -196,10 +196,10 @@ def evaluate_hands(config: EvaluateHandsConfig, progress: bool = True) -> Path:
         raise UserError(f"{output}: exists already; pass --overwrite to replace it")
     loaded = load_checkpoint(config.checkpoint, kind="keypoint_vlm")
     try:
-        data = from_dict(DataConfig, loaded.metadata["data"], "data")
-        window = from_dict(WindowConfig, loaded.metadata["window"], "window")
-        trained = {entry["fingerprint"] for entry in loaded.metadata["stores"]}
-    except (KeyError, TypeError) as error:
+        data = from_dict(DataConfig, loaded.metadata.settings["data"], "data")
+        window = from_dict(WindowConfig, loaded.metadata.settings["window"], "window")
+        trained = {store.fingerprint for store in loaded.metadata.stores}
+    except KeyError as error:
         raise UserError(f"{config.checkpoint}: does not say what it was trained on ({error}); pretrain anew") from error
     stores = open_stores(config.stores or data.stores)
     model = loaded.model.eval().to(config.device)

@@ -66,7 +66,7 @@ def pretrain(config: PretrainConfig, progress: bool = True) -> TrainResult:
         lambda step, micro_batch: windows.batch(anchors_of(step, micro_batch)),
         config.train,
         begin_run(config, "pretrain"),
-        save=saver({"stage": "pretrain", **metadata_of(config, table, train)}),
+        save=saver(metadata_of(config, table, train, "pretrain")),
         validate=(lambda m, device: keypoint_errors(m, windows, held, device)) if len(held) else None,
         describe=lambda step, micro_batch: episode_names(table, anchors_of(step, micro_batch)),
         name="pretrain",

@@ -8,7 +8,7 @@ import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from arvrm.config import from_dict, to_dict
 from arvrm.files import write_json
 from arvrm.interface import UserError
 from arvrm.model.checkpoint import save_checkpoint
+from arvrm.model.metadata import CheckpointMetadata, TrainedOn
 from arvrm.training.config import TrainConfig
 from arvrm.training.data import DataConfig
 from arvrm.training.distribution import check_division, shards
@@ -76,23 +77,25 @@ class RunConfig(Protocol):
     def train(self) -> TrainConfig: ...
 
 
-def metadata_of(config: RunConfig, table: EpisodeTable, train: np.ndarray) -> dict[str, Any]:
-    header = table.header(0)
-    images = {name.removeprefix("rgb_"): size[0] for name, size in header.cameras.items()}
-    return {
-        "window": to_dict(config.window),
-        "images": images,
-        "data": to_dict(config.data),
-        "train": to_dict(config.train),
-        "episodes": len(train),
-        "tasks": sorted({table.tasks[task] for task in table.task[train]}),
-        "stores": [{"path": str(store.path), "fingerprint": store_fingerprint(store)} for store in table.stores],
-    }
+def metadata_of(
+    config: RunConfig, table: EpisodeTable, train: np.ndarray, stage: Literal["pretrain", "finetune"]
+) -> CheckpointMetadata:
+    """Return what both stages' checkpoints say of a run on the episodes `train` of `table`."""
+    return CheckpointMetadata(
+        stage=stage,
+        history=config.window.history,
+        stride=config.window.stride,
+        images={name: size[0] for name, size in table.header(0).cameras.items()},
+        tasks=tuple(sorted({table.tasks[task] for task in table.task[train]})),
+        episodes=len(train),
+        stores=tuple(TrainedOn(str(store.path), store_fingerprint(store)) for store in table.stores),
+        settings={"data": to_dict(config.data), "window": to_dict(config.window), "train": to_dict(config.train)},
+    )
 
 
-def saver(metadata: dict[str, Any]) -> Callable[[Path, nn.Module], None]:
+def saver(metadata: CheckpointMetadata) -> Callable[[Path, nn.Module], None]:
     def save(folder: Path, model: nn.Module) -> None:
-        part = save_checkpoint(folder / ".saving", model, metadata=metadata, overwrite=True)
+        part = save_checkpoint(folder / ".saving", model, metadata, overwrite=True)
         # The other two files never change in a run, so that at every moment the three fit together.
         for name in ("statistics.json", "config.json", "model.safetensors"):
             os.replace(part / name, folder / name)
