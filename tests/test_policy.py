@@ -186,7 +186,9 @@ class Recorded:
 
 def test_rollouts_of_a_policy_are_the_same_to_the_bit_for_any_number_of_workers(tmp_path):
     """With the real simulator, a network with random weights and its own images."""
-    folder = make_policy(tmp_path / "policy", {**METADATA, "images": {"static": 32, "gripper": 32}})
+    folder = make_policy(
+        tmp_path / "policy", dataclasses.replace(METADATA, images={"rgb_static": 32, "rgb_gripper": 32})
+    )
     found = []
     for workers in (1, 3):
         seen = {}

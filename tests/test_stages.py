@@ -447,7 +447,7 @@ def test_unknown_key_and_wrong_values_are_named(root, tmp_path):
         finetune(finetuning(root, str(tmp_path / "c"), data={"stores": [str(root / "human")]}), progress=False)
     with pytest.raises(UserError, match="at_rollout is on but index is null"):
         finetune(finetuning(root, str(tmp_path / "d"), model={"analogy": {"at_rollout": "on"}}), progress=False)
-    with pytest.raises(UserError, match="holds a policy model|expected keypoint_vlm|no such file"):
+    with pytest.raises(UserError, match="holds a policy model|expected keypoint_vlm|No such file"):
         finetune(finetuning(root, str(tmp_path / "e"), pretrained=str(tmp_path / "nothing")), progress=False)
     # Nothing is left of a run that could not begin.
     assert not list(tmp_path.iterdir())
