@@ -114,7 +114,7 @@ def test_shards_killed_and_resumed_with_or_without_shards_have_the_losses_of_one
 def test_checkpoint_and_state_of_several_processes_are_those_of_one(runs, name, one):
     root, _ = runs
     checkpoint = load_checkpoint(root / name, kind="policy")
-    assert checkpoint.metadata["train"]["ema"] == 0.9
+    assert checkpoint.metadata.settings["train"]["ema"] == 0.9
 
     def layout(folder):
         (file,) = (folder / "state").glob("*/trainer.pt")
@@ -136,7 +136,7 @@ def test_fewer_windows_than_processes_are_no_hindrance(runs):
     root, done = runs
     assert done["few"] and [line["step"] for line in log(root / "few run", "validation")] == [1, 2]
     assert log(root / "few run", "validation")[-1]["error_1"] > 0
-    assert load_checkpoint(root / "few run", kind="keypoint_vlm").metadata["episodes"] == 1
+    assert load_checkpoint(root / "few run", kind="keypoint_vlm").metadata.episodes == 1
 
 
 @pytest.mark.slow
