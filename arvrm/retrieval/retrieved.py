@@ -15,6 +15,7 @@ from arvrm.files import replacing
 from arvrm.interface import HumanBatch, UserError
 from arvrm.retrieval.align import resample, warp
 from arvrm.retrieval.index import ClipIndex, Matches, unit
+from arvrm.retrieval.shortlist import blocks
 from arvrm.windows import EpisodeTable, FrameBank, HumanWindows, store_fingerprint
 
 
@@ -30,8 +31,6 @@ class RetrievalConfig:
             is as far as the episode is; "dtw": frame by frame where the clip looks alike; "uniform": spread over the
             whole clip, as in the paper.
         choice: "similar", or "random": the control in which any clips accompany (drawn by `seed`).
-        exclude_same_group: leave out clips of the robot episode's own group.
-        refresh: search again even if the result is cached.
     """
 
     clips: int = 4
@@ -39,8 +38,6 @@ class RetrievalConfig:
     frames: int = 8
     align: Literal["progress", "dtw", "uniform"] = "progress"
     choice: Literal["similar", "random"] = "similar"
-    exclude_same_group: bool = False
-    refresh: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,11 +74,13 @@ class RetrievedClips:
             raise UserError(f"{index.path}: the stores' clips are not the index's; make the index anew")
         self.index, self.robots, self.humans, self.config, self.history = index, robots, humans, config, history
         self._features = features
-        key = [index.encoder_hash, [s["fingerprint"] for s in index.stores], dataclasses.asdict(config), history]
+        # Settings that are gone stay in the key, so that what older versions have kept is still found.
+        settings = dataclasses.asdict(config) | {"exclude_same_group": False, "refresh": False}
+        key = [index.encoder_hash, [s["fingerprint"] for s in index.stores], settings, history]
         key += [store_fingerprint(store) for store in robots.stores]
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         file = Path(cache) / f"retrieval-{name}.npz" if cache is not None else None
-        if file is not None and file.exists() and not config.refresh:
+        if file is not None and file.exists():
             with np.load(file) as found:
                 self.matches = Matches(found["rows"], found["total"], found["language"], found["visual"])
                 self.warped = found["warped"] if "warped" in found.files else None
@@ -132,24 +131,12 @@ class RetrievedClips:
         else:
             rows, _ = robots.window_frames(np.arange(len(robots.step_of_image)), self.history)
             episodes = robots.episode_of_image
-        parts = []
-        queries = [np.arange(len(rows))]
-        if config.exclude_same_group:
-            queries = [np.flatnonzero(robots.group[episodes] == group) for group in range(len(robots.groups))]
-        for group, chosen in enumerate(queries):
-            exclude = [robots.groups[group]] if config.exclude_same_group else []
-            for start in range(0, len(chosen), 4096):
-                some = chosen[start : start + 4096]
-                found = self.index.search(
-                    text[robots.sentence[episodes[some]]], self._features.take(rows[some]), config.clips, exclude
-                )
-                parts.append((some, found))
-        order = np.argsort(np.concatenate([some for some, _ in parts]))
+        parts = [
+            self.index.search(text[robots.sentence[episodes[some]]], self._features.take(rows[some]), config.clips)
+            for some in blocks(np.arange(len(rows)))
+        ]
         return Matches(
-            *(
-                np.concatenate([getattr(found, f.name) for _, found in parts])[order]
-                for f in dataclasses.fields(Matches)
-            )
+            *(np.concatenate([getattr(found, field.name) for found in parts]) for field in dataclasses.fields(Matches))
         )
 
     def _random(self) -> Matches:

@@ -143,7 +143,7 @@ def begin_run(config: RunConfig, stage: str) -> Path:
     return output
 
 
-_MAY_CHANGE = {"output", "resume", "overwrite", "data.cache", "data.in_memory", "retrieval.refresh"} | {
+_MAY_CHANGE = {"output", "resume", "overwrite", "data.cache", "data.in_memory"} | {
     f"train.{name}"
     for name in ("accumulate", "log_every", "validate_every", "checkpoint_every", "tensorboard", "workers")
 }
