@@ -53,7 +53,7 @@ def test_csv_names_stretches_and_every_bad_row_is_refused_with_its_reason(tmp_pa
     assert short(planned) == [
         ("a.mp4@0.500-2.000", 0.5, 2.0, "push the block", "a.mp4"),
         ("ß.mp4@62.500-64.000", 62.5, 64.0, "leg es ab", "ß.mp4"),
-        ("a.mp4@0.000-end", 0.0, None, "all of it", "a.mp4"),
+        ("a.mp4@0.000-end", None, None, "all of it", "a.mp4"),
         ("a.mp4@0.500-2.000#2", 0.5, 2.0, "push the block", "a.mp4"),
     ]
     reasons = [reason for _, reason in planned.refused]
@@ -214,7 +214,7 @@ def test_something_something_labels_become_clips(tmp_path):
     ]
     (tmp_path / "train.json").write_text(json.dumps(labels))
     planned = plan("ssv2", tmp_path)
-    assert short(planned) == [("78687", 0.0, None, "holding potato next to vicks vaporub bottle", "78687")]
+    assert short(planned) == [("78687", None, None, "holding potato next to vicks vaporub bottle", "78687")]
     assert planned.absent == 1 and len(planned.refused) == 1
     (tmp_path / "train.json").write_text(json.dumps([{"id": "78687"}]))
     with pytest.raises(UserError, match="no labels"):

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def test_a_fast_video_is_resampled_and_a_slow_one_keeps_its_rate(tmp_path):
     store = EpisodeStore(tmp_path / "s")
     fast, slow = store.header("fast.mp4"), store.header("slow.mp4")
     assert (fast.fps, fast.steps, fast.image_steps.tolist()) == (30.0, 18, [0, 3, 6, 9, 12, 15])
-    assert slow.fps == pytest.approx(12, rel=1e-3) and (slow.steps, slow.frames) == (12, 12)
+    assert slow.fps == pytest.approx(12, rel=1e-3) and (slow.steps, slow.frames) == (12, 10)
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 48), (45, 80), (7, 31)])
@@ -242,7 +243,7 @@ def test_a_detector_that_fails_or_is_not_there_is_one_line(tmp_path):
     hand_video(tmp_path / "v" / "a.mp4")
     report = convert(tmp_path / "v", tmp_path / "s", detector="fake_hands:Clumsy")
     assert "RuntimeError: out of order" in report.errors["a.mp4"] and report.reasons == {"detector failed": 1}
-    for name, said in {"no.such:Thing": "PYTHONPATH", "fake_hands:Thing": "has no Thing"}.items():
+    for name, said in {"no.such:Thing": "cannot be imported", "fake_hands:Thing": "has no 'Thing'"}.items():
         with pytest.raises(UserError, match=said):
             convert(tmp_path / "v", tmp_path / "t", detector=name)
     with pytest.raises(UserError, match="package.module:Class"):
@@ -363,7 +364,9 @@ def test_mediapipe_finds_the_hand_in_photos_as_an_image_sequence(tmp_path):
         pytest.skip(f"ARVRM_HANDS: no folder {root / 'photos'}")
     folder = tmp_path / "v"
     folder.mkdir()
-    os.symlink(root / "photos", folder / "curl the fingers")
+    (folder / "curl the fingers").mkdir()
+    for number, photo in enumerate(sorted((root / "photos").iterdir())):  # fullcurl, halfcurl, nocurl
+        shutil.copy(photo, folder / "curl the fingers" / f"{number}{photo.suffix}")
     report = convert(
         folder,
         tmp_path / "s",

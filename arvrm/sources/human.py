@@ -7,7 +7,6 @@ images are kept, so that a worker holds one clip. Results are stored in the sour
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import json
 import multiprocessing
@@ -25,15 +24,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from arvrm import plugins
 from arvrm.episodes import JPEG_QUALITY, EncodedEpisode, Episode, EpisodeStore, EpisodeWriter, encode_episode
 from arvrm.files import write_json
 from arvrm.hands.detect import SIDES, HandDetector, HandObservation, MediaPipeDetector, find_model
 from arvrm.hands.quality import ClipQuality, QualityLimits, clip_quality
 from arvrm.hands.tracking import HandTracks, track_hands
 from arvrm.interface import UserError
-from arvrm.sources.corpora import EGODEX_FPS, Segment, egodex_hands, plan
+from arvrm.sources.corpora import EGODEX_FPS, SOURCES, Segment, egodex_hands, plan
 from arvrm.sources.pipeline import LeftOut, in_order, store_in_order
-from arvrm.sources.video import Frame, VideoError, probe, sample
+from arvrm.sources.video import VIDEO_SUFFIXES, Frame, VideoError, probe, sample
 
 MEDIAPIPE = "mediapipe"
 _SLOW = 0.9
@@ -48,14 +48,16 @@ class ConvertHumanConfig:
     """What `arvrm convert human` does.
 
     Attributes:
-        source: whose annotations: "folder" (one's own), "ego4d", "epic", "ssv2" or "egodex".
+        source: whose annotations: "folder" (one's own), "ego4d", "epic", "ssv2", "egodex", or a corpus of one's own as
+            package.module:function (docs/extending.md).
         input: the folder that holds the videos, at any depth.
         output: the episode store.
         annotations: file that says which stretch shows what; null: the source's usual one in `input`.
         clip_seconds: Ego4D gives moments; clips of this length are cut around them.
         fps: steps a second; a slower video keeps its own rate.
         image_fps: stored images a second, at most.
-        sequence_fps: rate of image sequences, which do not say.
+        sequence_fps: rate of image sequences, which do not say; null: what the annotations tell, 30 in a folder of
+            one's own.
         max_seconds: longer segments are refused, a bound on memory.
         image_size: side of the square images stored.
         fit: "crop" the largest square from the middle, or "letterbox" the whole image between black bars.
@@ -64,20 +66,22 @@ class ConvertHumanConfig:
         model: file given to the detector; null: the one that `arvrm hands fetch-model` stored.
         min_detection_rate, max_jitter, max_truncation, min_motion_energy, max_extra_hands, min_frames: clips beyond
             these are dropped, see `hands.quality.QualityLimits`.
+        prefix: begins every id and group, so that stores of folders with equal names can be merged.
+        follow_links: read videos that links in `input` lead to outside of it.
         shard: "i/n", i from 1: convert the i-th of n parts only; `arvrm merge` joins them.
         jpeg_quality: 1 to 100.
         workers: processes; 0: one per core; 1: none but this.
         resume, overwrite: continue or replace a store that exists.
     """
 
-    source: Literal["folder", "ego4d", "epic", "ssv2", "egodex"]
+    source: str
     input: str
     output: str
     annotations: str | None = None
     clip_seconds: float = 3.0
     fps: float = 30.0
     image_fps: float = 10.0
-    sequence_fps: float = 30.0
+    sequence_fps: float | None = None
     max_seconds: float = 60.0
     image_size: int = 224
     fit: Literal["crop", "letterbox"] = "crop"
@@ -90,6 +94,8 @@ class ConvertHumanConfig:
     min_motion_energy: float = QualityLimits.min_motion_energy
     max_extra_hands: float = QualityLimits.max_extra_hands
     min_frames: int = QualityLimits.min_frames
+    prefix: str = ""
+    follow_links: bool = False
     shard: str | None = None
     jpeg_quality: int = JPEG_QUALITY
     workers: int = 0
@@ -97,9 +103,12 @@ class ConvertHumanConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        if self.source not in SOURCES and not plugins.is_path(self.source):
+            raise ValueError(f"source is {self.source!r}; choose {', '.join(SOURCES)}, or package.module:function")
         for name in ("clip_seconds", "fps", "image_fps", "sequence_fps", "max_seconds"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be more than 0")
         for name, least in (("image_size", 16), ("workers", 0), ("min_frames", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
@@ -107,7 +116,7 @@ class ConvertHumanConfig:
             found = re.fullmatch(r"(\d+)/(\d+)", self.shard)
             if not found or not 1 <= int(found[1]) <= int(found[2]):
                 raise ValueError(f"shard is {self.shard!r}; write i/n with i from 1 to n, such as 1/4")
-        if self.detector != MEDIAPIPE and not re.fullmatch(r"[\w.]+:\w+", self.detector):
+        if self.detector != MEDIAPIPE and not plugins.is_path(self.detector):
             raise ValueError(f"detector is {self.detector!r}; give mediapipe, or package.module:Class")
 
     @property
@@ -129,6 +138,7 @@ class HumanReport:
         reasons: how many clips for each kind of reason, of `errors` and `poor`.
         absent: annotated videos of a published set that are not in the folder.
         skipped: reason -> annotations that are not meant for us.
+        unread: ending -> files of a folder of one's own that are no videos.
         quality: id -> measures of the clips in `poor`; a stored clip has its own in `meta`.
     """
 
@@ -142,6 +152,7 @@ class HumanReport:
     reasons: dict[str, int] = field(default_factory=dict)
     absent: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
     quality: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -167,12 +178,20 @@ def convert_human(config: ConvertHumanConfig) -> HumanReport:
     """
     _check_detector(config)
     planned = plan(
-        config.source, Path(config.input), Path(config.annotations) if config.annotations else None, config.clip_seconds
+        config.source,
+        Path(config.input),
+        Path(config.annotations) if config.annotations else None,
+        config.clip_seconds,
+        config.follow_links,
+        config.sequence_fps,
+        config.prefix,
     )
     mine = [segment for segment in planned.segments if _in_shard(segment.id, config.shard)]
     errors = {id: reason for id, reason in planned.refused if _in_shard(id, config.shard)}
     output = Path(config.output)
-    with EpisodeWriter(output, _manifest(config), config.resume, config.overwrite, config.jpeg_quality) as writer:
+    manifest = _manifest(config, planned.annotations)
+    _check_stored(output, mine, config)
+    with EpisodeWriter(output, manifest, config.resume, config.overwrite, config.jpeg_quality) as writer:
         with _Journal(output.with_name(output.name + ".poor.jsonl"), config.resume) as journal:
             todo = [s for s in mine if s.id not in journal.poor and not writer.has(s.id)]
             results = _record(_outcomes(todo, config), errors, journal)
@@ -192,6 +211,7 @@ def convert_human(config: ConvertHumanConfig) -> HumanReport:
         reasons=dict(sorted(Counter(map(_kind, [*errors.values(), *poor.values()])).items())),
         absent=planned.absent,
         skipped=planned.skipped,
+        unread=planned.unread,
         quality={id: journal.poor[id]["quality"] for id in poor},
     )
     write_json(output.with_name(output.name + ".report.json"), vars(report))
@@ -210,6 +230,9 @@ def summary(report: HumanReport) -> list[str]:
     if report.absent:
         lines.append(f"{report.absent} annotated videos are not in the folder")
     lines += [f"{count} {reason}" for reason, count in report.skipped.items()]
+    if report.unread:
+        listed = ", ".join(f"{count} {ending}" for ending, count in report.unread.items())
+        lines.append(f"not read: {listed}; videos end in {' '.join(VIDEO_SUFFIXES)}")
     return lines
 
 
@@ -264,6 +287,18 @@ class Square:
         return moved.astype(np.float32)
 
 
+class _ImageSteps:
+    """Which steps have an image: the first at or after each multiple of 1 / image_fps seconds."""
+
+    def __init__(self, fps: float, image_fps: float) -> None:
+        self._spacing, self._taken = max(1.0, fps / image_fps), 0
+
+    def __call__(self, step: int) -> bool:
+        due = step >= self._taken * self._spacing - 1e-6
+        self._taken += due
+        return due
+
+
 class _Converter:
     """Makes clips of segments, with one detector that is made when it is first needed."""
 
@@ -282,33 +317,39 @@ class _Converter:
             return _Outcome(error=f"{_name(segment)} {error}")
         except (UserError, ValueError, MemoryError, OSError) as error:
             return _Outcome(error=f"{_name(segment)}: {' '.join(str(error).split()) or type(error).__name__}")
+        except Exception as error:  # whatever a library meets in one damaged clip, the others go on
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return _Outcome(error=f"{_name(segment)} cannot be converted ({why})")
 
     def _convert(self, segment: Segment, detector: HandDetector | None) -> _Outcome:
         config = self.config
-        info = probe(segment.video, config.sequence_fps)
+        rate = segment.rate or 30.0
+        end = segment.end if segment.end is not None else (segment.start or 0.0) + config.max_seconds
+        info = probe(segment.video, rate, segment.start, end)
         fps = config.fps if info.fps >= _SLOW * config.fps else info.fps
-        stride = max(1, round(fps / config.image_fps))
-        times, images, found, rows = [], [], [], []
+        due = _ImageSteps(fps, config.image_fps)
+        times, images, image_steps, found, rows = [], [], [], [], []
         square: Square | None = None
-        height = width = 0
+        start, height, width = segment.start, 0, 0
         last, hands = -1, []
-        for number, frame in enumerate(sample(segment.video, segment.start, segment.end, fps, config.sequence_fps)):
+        for number, frame in enumerate(sample(segment.video, segment.start, segment.end, fps, rate)):
             if number >= config.max_seconds * fps:
                 longer = f"is longer than {config.max_seconds:g} s; give start and end, or raise --max-seconds"
                 raise VideoError(longer)
             if square is None:
-                height, width = frame.image.shape[:2]
+                start, (height, width) = frame.time, frame.image.shape[:2]
                 square = Square.of(height, width, config.image_size, config.fit)
-            times.append(frame.time - segment.start)
-            if number % stride == 0:
+            times.append(frame.time - start)
+            if due(number):
                 images.append(square.image(frame.image))
+                image_steps.append(number)
             if detector is not None and segment.poses is None:
                 if frame.index != last:
                     hands = _detect(detector, frame, times[-1], square)
                 last = frame.index
                 found.append(hands)
             else:
-                rows.append(round(frame.time * EGODEX_FPS))
+                rows.append(round(times[-1] * EGODEX_FPS))
         side = config.image_size
         if segment.poses is None:
             tracks = track_hands(found, times, side, side)
@@ -319,12 +360,12 @@ class _Converter:
         if reasons:
             return _Outcome(poor="; ".join(reasons), quality=quality.to_dict())
         seconds = len(times) / fps
-        asked = None if segment.end is None or segment.around else segment.end - segment.start
+        asked = None if segment.end is None or segment.around else segment.end - start
         cut = asked is not None and seconds < asked - max(_SHORT_S, 1.5 / fps)
         arrays, hand = _choose(tracks, quality, config.hands)
         meta = {
             "video": segment.video.name.encode("utf-8", "replace").decode(),
-            "start": segment.start,
+            "start": start,
             "seconds": round(seconds, 3),
             "hand": hand,
             "interpolated_frames": np.flatnonzero(tracks.interpolated.any(axis=1)).tolist(),
@@ -343,7 +384,7 @@ class _Converter:
             fps=float(fps),
             arrays=arrays,
             images={"rgb_static": np.stack(images)},
-            image_steps=np.arange(0, len(times), stride, dtype=np.int32),
+            image_steps=np.array(image_steps, dtype=np.int32),
             meta=meta,
         )
         return _Outcome(encoded=encode_episode(episode, config.jpeg_quality), cut=cut)
@@ -406,7 +447,7 @@ def make_detector(name: str, model: str | None) -> HandDetector:
     """
     if name == MEDIAPIPE:
         return MediaPipeDetector(model)
-    kind = _detector_class(name)
+    kind = plugins.load(name, "--detector")
     try:
         return kind(model) if model is not None else kind()
     except UserError:
@@ -415,22 +456,12 @@ def make_detector(name: str, model: str | None) -> HandDetector:
         raise UserError(f"detector {name}: cannot be made ({type(error).__name__}: {error})") from error
 
 
-def _detector_class(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise UserError(f"detector {name}: {error}; put its folder into PYTHONPATH") from error
-    except AttributeError:
-        raise UserError(f"detector {name}: module {module} has no {attribute}; name its class") from None
-
-
 def _check_detector(config: ConvertHumanConfig) -> None:
     """Find out before any work whether there will be a detector, without the seconds that MediaPipe's import takes."""
     if config.source == "egodex":
         return
     if config.detector != MEDIAPIPE:
-        _detector_class(config.detector)
+        plugins.load(config.detector, "--detector")
         return
     if importlib.util.find_spec("mediapipe") is None:
         raise UserError("hand detector: mediapipe is not installed; run `pip install 'arvrm[hands]'`")
@@ -550,11 +581,27 @@ def _in_shard(id: str, shard: str | None) -> bool:
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") % parts == part - 1
 
 
-def _manifest(config: ConvertHumanConfig) -> dict[str, Any]:
+def _manifest(config: ConvertHumanConfig, annotations: str) -> dict[str, Any]:
     settings = {name: getattr(config, name) for name in _SHAPING} | {"limits": vars(config.limits)}
     if config.source != "egodex":
         settings["detector"] = config.detector
-    return {"source": f"human/{config.source}", "settings": settings, "shard": config.shard}
+    if config.prefix:
+        settings["prefix"] = config.prefix
+    made = {"source": f"human/{config.source}", "settings": settings, "shard": config.shard}
+    return made | ({"annotations_sha256": annotations} if annotations else {})
+
+
+def _check_stored(output: Path, segments: list[Segment], config: ConvertHumanConfig) -> None:
+    """Refuse to go on where a stored clip's sentence has changed; texts that lie beside videos have no file to hash."""
+    if not config.resume or not (output / "data.mdb").exists():
+        return
+    store = EpisodeStore(output)
+    for segment in segments:
+        if segment.id in store and (known := store.header(segment.id).instruction) != segment.text:
+            raise UserError(
+                f"{output}: clip {segment.id!r} says {known[:60]!r}, its source now {segment.text[:60]!r}; "
+                "convert anew with --overwrite"
+            )
 
 
 def _name(segment: Segment) -> str:
@@ -568,7 +615,10 @@ _KINDS: Mapping[str, str] = {
     r"is over at": "begins after the video's end",
     r"is not there|no video .* in the folder|not beside": "no such video",
     r"truncated": "truncated video",
-    r"damaged|cannot be opened|holds no|no poses": "damaged video or poses",
+    r"leads out of the folder": "outside of the folder",
+    r"cells where the header|close the quote|quote a text": "unreadable row",
+    r"rate nobody states|is missing, so times": "unknown rate",
+    r"damaged|cannot be opened|holds no|has no transforms|numbers; fetch|NaN or infinity": "damaged video or poses",
     r"is longer than": "too long",
     r"no hand in any frame": "no hand in any frame",
     r"extra hands": "more than two hands",
