@@ -266,7 +266,7 @@ def test_command_line_mistakes_are_one_line(store, tmp_path, capsys, monkeypatch
         ("hands", "show", video, "--clip", "0"): "is no store",
         ("hands", "show", video): "run `arvrm hands fetch-model`",
         ("hands", "show", video, "--fps", "0", "--detector", "fake_hands:BlobDetector"): "fps is 0.0; give more than 0",
-        ("hands", "show", video, "--detector", "fake_hands:Nobody"): "has no Nobody",
+        ("hands", "show", video, "--detector", "fake_hands:Nobody"): "has no 'Nobody'",
         ("predict-hands", video, "--checkpoint", "gone", "--text", " "): "--text is blank",
         ("hands", "quality", tmp_path): "data.mdb",
     }

@@ -32,7 +32,7 @@ def merge_stores(inputs: Sequence[str | Path], output: str | Path, overwrite: bo
     for store in stores:
         for id in store.ids:
             if id in owner:
-                raise UserError(f"{store.path}: episode {id!r} is also in {owner[id]}; give one another id")
+                raise UserError(f"{store.path}: episode {id!r} is also in {owner[id]}; make one again with --prefix")
             owner[id] = store.path
     jpeg = stores[0].manifest["jpeg"]
     for store in stores[1:]:

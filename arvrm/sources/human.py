@@ -31,7 +31,7 @@ from arvrm.hands.detect import SIDES, HandDetector, HandObservation, MediaPipeDe
 from arvrm.hands.quality import ClipQuality, QualityLimits, clip_quality
 from arvrm.hands.tracking import HandTracks, track_hands
 from arvrm.interface import UserError
-from arvrm.sources.corpora import EGODEX_FPS, SOURCES, Segment, egodex_hands, plan
+from arvrm.sources.corpora import EGODEX_FPS, Segment, check_source, egodex_hands, plan
 from arvrm.sources.pipeline import LeftOut, in_order, store_in_order
 from arvrm.sources.video import VIDEO_SUFFIXES, Frame, VideoError, probe, sample
 
@@ -103,8 +103,6 @@ class ConvertHumanConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.source not in SOURCES and not plugins.is_path(self.source):
-            raise ValueError(f"source is {self.source!r}; choose {', '.join(SOURCES)}, or package.module:function")
         for name in ("clip_seconds", "fps", "image_fps", "sequence_fps", "max_seconds"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -176,6 +174,7 @@ def convert_human(config: ConvertHumanConfig) -> HumanReport:
     Raises:
         UserError: the folder, the annotations or the detector cannot be used, or the output exists.
     """
+    check_source(config.source)
     _check_detector(config)
     planned = plan(
         config.source,
