@@ -5,9 +5,6 @@ Exhibits are a folder: `exhibits.json` and the pictures it names. The report rea
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +14,11 @@ import torch
 from PIL import Image
 
 from arvrm.episodes import EpisodeStore
-from arvrm.interface import KEYPOINTS, UserError
-from arvrm.model.checkpoint import load_checkpoint
+from arvrm.files import replacing_folder, write_json
+from arvrm.interface import KEYPOINTS, Robot, UserError
+from arvrm.model.checkpoint import Checkpoint, load_checkpoint
 from arvrm.model.encoders import TextEncoder
 from arvrm.retrieval import ClipIndex, Matches, resample
-from arvrm.robots.calvin import COMPONENTS
 from arvrm.show.skeleton import draw_skeleton
 
 PICTURE_PX = 192
@@ -60,33 +57,26 @@ def make_exhibits(config: ExhibitConfig) -> Path:
         UserError: it exists (without `overwrite`), or the checkpoint, index or store is missing or damaged.
     """
     output = Path(config.output)
-    if output.exists() and not config.overwrite:
-        raise UserError(f"{output}: exists; pass --overwrite to replace it")
-    if output.exists() and not (output / "exhibits.json").is_file():
-        raise UserError(f"{output}: holds no exhibits, so it is not overwritten; give another folder")
-    loaded = load_checkpoint(config.checkpoint, kind="policy")
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with replacing_folder(output, config.overwrite, _check_replaced) as folder:
+        loaded = load_checkpoint(config.checkpoint, kind="policy")
         sentences: list[str] = []
-        found: dict[str, Any] = {"components": list(COMPONENTS), "keypoints": list(KEYPOINTS)}
+        found: dict[str, Any] = {"components": list(loaded.robot.components), "keypoints": list(KEYPOINTS)}
         if config.index and config.store:
-            found["retrieval"] = _retrieval(config, partial)
+            found["retrieval"] = _retrieval(config, loaded.robot, folder)
             sentences = [query["instruction"] for query in found["retrieval"]]
         if loaded.config.analogy.enabled:
             found["map"] = describe_map(loaded, sentences)
-        (partial / "exhibits.json").write_text(json.dumps(found, indent=1) + "\n")
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_json(folder / "exhibits.json", found)
     return output
 
 
+def _check_replaced(output: Path) -> None:
+    if not (output / "exhibits.json").is_file():
+        raise UserError(f"{output}: holds no exhibits, so it is not overwritten; give another folder")
+
+
 @torch.no_grad()
-def describe_map(checkpoint: Any, sentences: list[str]) -> dict[str, Any]:
+def describe_map(checkpoint: Checkpoint, sentences: list[str]) -> dict[str, Any]:
     """Return the map m of a policy: its kind, and weights (S, K) alone or, if it depends on language, by sentence."""
     config, net = checkpoint.config, checkpoint.model
     described: dict[str, Any] = {"kind": config.analogy.map, "rows": config.analogy.rows, "alpha": config.analogy.alpha}
@@ -100,19 +90,23 @@ def describe_map(checkpoint: Any, sentences: list[str]) -> dict[str, Any]:
     return described | {"weights": maps.mean(0).tolist(), "by_sentence": by_sentence}
 
 
-def _retrieval(config: ExhibitConfig, folder: Path) -> list[dict[str, Any]]:
+def _retrieval(config: ExhibitConfig, robot: Robot, folder: Path) -> list[dict[str, Any]]:
     """Search clips for some robot episodes; draw the episode's middle frame and each clip's at the same progress."""
     index, store = ClipIndex.load(config.index), EpisodeStore(config.store)
     human_stores = index.open_stores()
+    if store.robot_name != robot.name:
+        held = f"robot {store.robot_name!r}" if store.robot_name else "no robot"
+        raise UserError(f"{store.path}: holds {held}, {config.checkpoint} is for {robot.name!r}; give a store of that")
+    camera = robot.cameras[0].name
     entries = []
     for number, identity in enumerate(choose_episodes(store, config.queries, config.seed)):
         episode = store.header(identity)
         rows = resample(episode.frames, QUERY_FRAMES)
-        frames = store.frames(identity, "rgb_static", rows)
+        frames = store.frames(identity, camera, rows)
         text = index.encoders.sentences([episode.instruction])
         matches = index.search(text, index.encoders.images(frames)[None], config.clips)
         picture = f"query_{number}.png"
-        middle = store.frames(identity, "rgb_static", np.array([episode.frames // 2]))[0]
+        middle = store.frames(identity, camera, np.array([episode.frames // 2]))[0]
         _save(Image.fromarray(middle), folder / picture)
         entries.append(
             {
