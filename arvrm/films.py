@@ -1,7 +1,8 @@
-"""Films of rollouts: both cameras, the instruction burnt in, replans marked, the outcome of each task shown."""
+"""Films of rollouts: the cameras, the instruction burnt in, replans marked, the outcome of each task shown."""
 
 from __future__ import annotations
 
+import math
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -26,7 +27,7 @@ def compose_frame(
     """Draw one film frame.
 
     Args:
-        images: `rgb_static` and `rgb_gripper`, (H, W, 3) uint8 of any size.
+        images: camera name -> (H, W, 3) uint8 of any size; the first one is drawn large, the others beside it.
         instruction: the sentence the policy was given.
         place: where in the chain, e.g. "2 of 5".
         step: control steps since the instruction began.
@@ -35,10 +36,13 @@ def compose_frame(
     Returns: (HEIGHT, WIDTH, 3) uint8.
     """
     canvas = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
-    static = Image.fromarray(images["rgb_static"]).resize((STATIC_PX, STATIC_PX), Image.Resampling.BICUBIC)
-    gripper = Image.fromarray(images["rgb_gripper"]).resize((GRIPPER_PX, GRIPPER_PX), Image.Resampling.BICUBIC)
-    canvas.paste(static, (0, CAPTION_PX))
-    canvas.paste(gripper, (STATIC_PX, CAPTION_PX))
+    first, *others = images.values()
+    _paste(canvas, first, (0, CAPTION_PX), STATIC_PX)
+    columns = math.ceil(math.sqrt(len(others)))
+    for number, image in enumerate(others):
+        row, column = divmod(number, columns)
+        side = GRIPPER_PX // columns
+        _paste(canvas, image, (STATIC_PX + side * column, CAPTION_PX + side * row), side)
     draw = ImageDraw.Draw(canvas)
     title, small = ImageFont.load_default(17), ImageFont.load_default(13)
     while title.getlength(instruction) > WIDTH - 90 and title.size > 10:
@@ -54,6 +58,10 @@ def compose_frame(
         draw.rectangle((0, CAPTION_PX, WIDTH - 1, HEIGHT - 1), outline=colour, width=5)
         draw.text((left, top + 54), "done" if outcome else "failed", fill=colour, font=ImageFont.load_default(22))
     return np.asarray(canvas)
+
+
+def _paste(canvas: Image.Image, image: np.ndarray, place: tuple[int, int], side: int) -> None:
+    canvas.paste(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC), place)
 
 
 class FilmWriter:

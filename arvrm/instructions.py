@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,13 @@ def unseen_instructions(task: str) -> tuple[str, ...]:
     return tuple(_own(task)["unseen"])
 
 
-def load_instruction_file(path: str | Path) -> dict[str, tuple[str, ...]]:
+def load_instruction_file(path: str | Path, tasks: Sequence[str] = TASKS) -> dict[str, tuple[str, ...]]:
     """Read task -> sentences from JSON or YAML (CALVIN's annotation files are such YAML).
 
     A task may have one sentence or a list; tasks not in the file are simply not in the result.
+
+    Args:
+        tasks: what there is.
 
     Raises:
         UserError: the file cannot be read, is no such mapping, or names an unknown task.
@@ -53,8 +56,8 @@ def load_instruction_file(path: str | Path) -> dict[str, tuple[str, ...]]:
         raise UserError(f"{path}: expected a mapping of task -> sentences, got {type(values).__name__}")
     found = {}
     for task, sentences in values.items():
-        if task not in TASKS:
-            raise UserError(f"{path}: unknown task {task!r}{_nearest(task)}")
+        if task not in tasks:
+            raise UserError(f"{path}: unknown task {task!r}{_nearest(task, tasks)}")
         sentences = [sentences] if isinstance(sentences, str) else sentences
         listed = isinstance(sentences, list) and sentences
         if not listed or not all(isinstance(s, str) and s.strip() for s in sentences):
@@ -110,8 +113,8 @@ def _own(task: str) -> dict[str, Any]:
     return _all()[task]
 
 
-def _nearest(task: Any) -> str:
+def _nearest(task: Any, tasks: Sequence[str] = TASKS) -> str:
     import difflib
 
-    close = difflib.get_close_matches(str(task), TASKS, n=1, cutoff=0.0)
+    close = difflib.get_close_matches(str(task), tasks, n=1, cutoff=0.0)
     return f"; did you mean {close[0]!r}?"

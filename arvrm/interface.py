@@ -15,7 +15,7 @@ convention), radians. Images: uint8, HWC, RGB. Pixels: u right, v down, origin a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import numpy as np
@@ -84,18 +84,13 @@ class Observation:
     """What a policy sees at one control step.
 
     Attributes:
-        robot_obs: (15,) float64, CALVIN's: TCP position (3, m), TCP Euler xyz (3, rad), gripper width (m), 7 joint
-            angles (rad), last gripper action (+-1: 1 open).
-        target_pose: (6,) float64, the controller's target TCP (position m, Euler rad), which relative actions move. A
-            policy can integrate it from its own actions; it is passed so that each need not.
-        rgb_static: (H, W, 3) uint8 or None where this step was not rendered.
-        rgb_gripper: (h, w, 3) uint8 or None.
+        state: the arrays that the robot's `observed` names, one row each; of CALVIN's robot `robot_obs` (15,) and
+            `target_pose` (6,) float64.
+        images: camera name -> (H, W, 3) uint8; empty where this step was not rendered.
     """
 
-    robot_obs: np.ndarray
-    target_pose: np.ndarray
-    rgb_static: np.ndarray | None = None
-    rgb_gripper: np.ndarray | None = None
+    state: Mapping[str, np.ndarray]
+    images: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,17 +98,18 @@ class PolicySpec:
     """What a rollout must know of a policy before it starts.
 
     Attributes:
+        robot: the name of the robot that it observes and moves; None: any (an expert acts inside its world).
+        image_sizes: camera name -> pixels of the square image it wants; empty: no images.
         history_offsets: step offsets, ascending, last one 0, of the frames the policy needs when it plans, such as
             (-3, 0). Steps before the start of the instruction repeat its first frame.
         execute_steps: how many actions of a planned chunk are executed before it plans again.
-        static_size, gripper_size: pixels of the square images it wants; None: no images (an expert).
         batch: requests that it plans for best at once; a rollout waits for so many, or for all that may still come.
     """
 
+    robot: str | None
+    image_sizes: Mapping[str, int] = field(default_factory=dict)
     history_offsets: tuple[int, ...] = (0,)
     execute_steps: int = 1
-    static_size: int | None = 200
-    gripper_size: int | None = 84
     batch: int = 1
 
 
@@ -135,7 +131,7 @@ class Policy(Protocol):
     spec: PolicySpec
 
     def plan(self, requests: list[PlanRequest]) -> list[np.ndarray]:
-        """Return one (C, 7) float32 array of relative actions per request, C >= spec.execute_steps.
+        """Return one (C, A) float32 array of actions per request, C >= spec.execute_steps.
 
         Columns and units are those of the robot's `actions`; CALVIN's: 3 position, 3 Euler in [-1, 1], gripper exactly
         -1 (close) or 1 (open).
@@ -299,9 +295,15 @@ class Job:
 class World(Protocol):
     """What a rollout needs of a simulator (or of a robot on a table), the judge of its tasks included.
 
-    It is built inside a worker process by `make_world(config, spec)`, and lives for many chains. `info` is its own
-    matter: whatever `completed` needs of a moment.
+    A worker process builds one and uses it for many chains. `info` is its own matter: whatever `completed` needs of a
+    moment.
+
+    Attributes:
+        robot: whose observations it gives and whose actions it executes.
     """
+
+    @property
+    def robot(self) -> Robot: ...
 
     def start(self, job: Job) -> Any:
         """Bring everything to the job's initial state; return the info there. No chain knows the one before."""
@@ -323,15 +325,30 @@ class World(Protocol):
         """Whether `task` is done, by the infos at its instruction's start and now."""
         ...
 
-    def expert(self, task: str, rng: np.random.Generator) -> Callable[[], np.ndarray]:
-        """Return act() -> (A,) action of a scripted expert; a world without one raises UserError."""
-        ...
-
     def describe(self) -> dict[str, Any]:
-        """Return what to note in the results: at least "robot", its name, and "simulator"; JSON-able."""
+        """Return what to note in the results, JSON-able: at least "simulator", its name and version."""
         ...
 
     def close(self) -> None: ...
+
+
+class ExpertWorld(World, Protocol):
+    """A world with scripted experts."""
+
+    def expert(self, task: str, rng: np.random.Generator) -> Callable[[], np.ndarray]:
+        """Return act() -> (A,) action of the task's expert, for `--policy expert`."""
+        ...
+
+
+class WorldFactory(Protocol):
+    """What `evaluate --world package.module:name` names: called in each worker process with the whole configuration
+    and the policy's wishes.
+
+    It may also have `jobs(config) -> list[Job]`, which is asked in the parent process and builds no simulator: the
+    chains that there are. Without it they are CALVIN's.
+    """
+
+    def __call__(self, config: Any, spec: PolicySpec) -> World: ...
 
 
 class Network(Protocol):

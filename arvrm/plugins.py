@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from arvrm.interface import UserError
@@ -40,3 +42,11 @@ def load(name: str, flag: str) -> Any:
         except AttributeError as error:
             raise UserError(f"{flag} {name}: {module_name} has no {path!r}; correct the name") from error
     return found
+
+
+def identity(name: str, flag: str) -> dict[str, str]:
+    """Return name and SHA-256 of the file that `load(name, flag)` comes from, so that runs with others do not mix."""
+    load(name, flag)
+    file = sys.modules[name.partition(":")[0]].__file__
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    return {"name": name, "sha256": digest}

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from arvrm import files
 from arvrm.interface import TASKS, UserError
 
 FORMAT = "arvrm-results-1"
@@ -72,6 +73,8 @@ class ChainLog:
         """Wall-clock seconds that earlier runs of this log had spent when they wrote their last line."""
         self.cost: dict[str, float] = {}
         """Seconds by kind of work, summed over the logged chains."""
+        self.world: dict[str, Any] = {}
+        """What the world said of itself when the last chain was logged; empty in logs from before that was kept."""
         self._fingerprint = fingerprint = json.loads(json.dumps(fingerprint))
         if self.path.exists() and not (resume or overwrite):
             raise UserError(f"{self.path}: exists; pass --resume to go on with it or --overwrite to begin anew")
@@ -87,12 +90,25 @@ class ChainLog:
         if not keep:
             self._write({"format": LOG_FORMAT, "fingerprint": fingerprint})
 
-    def append(self, record: ChainRecord, seconds: float, cost: dict[str, float] | None = None) -> None:
-        """Add one finished chain; `seconds` is the wall-clock time spent so far, earlier runs included."""
+    def append(
+        self,
+        record: ChainRecord,
+        seconds: float,
+        cost: dict[str, float] | None = None,
+        world: dict[str, Any] | None = None,
+    ) -> None:
+        """Add one finished chain.
+
+        Args:
+            seconds: wall-clock time spent so far, earlier runs included.
+            cost: seconds by kind of work.
+            world: what the world says of itself; written where it is news.
+        """
         if record.index in self.records:
             raise ValueError(f"{self.path}: chain {record.index} is logged already")
-        self._write({**asdict(record), "seconds": round(seconds, 3), "cost": cost or {}})
-        self._add(record, seconds, cost or {})
+        news = {"world": world} if world and world != self.world else {}
+        self._write({**asdict(record), "seconds": round(seconds, 3), "cost": cost or {}, **news})
+        self._add(record, seconds, cost or {}, world or {})
 
     def absorb(self, path: Path) -> None:
         """Take over the chains of another log of this run that are not here yet, and delete it.
@@ -102,9 +118,9 @@ class ChainLog:
         """
         with ChainLog(path, self._fingerprint, resume=True):
             for line in path.read_bytes().splitlines()[1:]:
-                record, seconds, cost = _parsed(line)
+                record, seconds, cost, world = _parsed(line)
                 if record.index not in self.records:
-                    self.append(record, max(self.seconds, seconds), cost)
+                    self.append(record, max(self.seconds, seconds), cost, world)
             path.unlink()
 
     def close(self) -> None:
@@ -126,9 +142,10 @@ class ChainLog:
         except OSError:
             pass  # a file system without locks
 
-    def _add(self, record: ChainRecord, seconds: float, cost: dict[str, float]) -> None:
+    def _add(self, record: ChainRecord, seconds: float, cost: dict[str, float], world: dict[str, Any]) -> None:
         self.records[record.index] = record
         self.seconds = seconds
+        self.world = world or self.world
         for kind, value in cost.items():
             self.cost[kind] = self.cost.get(kind, 0.0) + value
 
@@ -160,11 +177,12 @@ class ChainLog:
         return keep
 
 
-def _parsed(line: bytes) -> tuple[ChainRecord, float, dict[str, float]]:
+def _parsed(line: bytes) -> tuple[ChainRecord, float, dict[str, float], dict[str, Any]]:
+    """Return a line's chain, seconds, cost and, where it says so, world."""
     values = json.loads(line)
-    seconds, cost = values.pop("seconds"), values.pop("cost")
+    seconds, cost, world = values.pop("seconds"), values.pop("cost"), values.pop("world", {})
     values["tasks"], values["steps"] = tuple(values["tasks"]), tuple(values["steps"])
-    return ChainRecord(**values), seconds, cost
+    return ChainRecord(**values), seconds, cost, world
 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0, level: float = 0.95) -> tuple[float, float]:
@@ -228,17 +246,9 @@ def summarize(records: Iterable[ChainRecord], seed: int = 0) -> dict[str, Any]:
 
 
 def save_results(path: str | Path, results: dict[str, Any]) -> Path:
-    """Write the results file whole or not at all (a temporary file, synced, then renamed)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        json.dump({"format": FORMAT, **results}, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    return path
+    """Write the results file whole or not at all."""
+    files.write_json(path, {"format": FORMAT, **results})
+    return Path(path)
 
 
 def load_results(path: str | Path) -> dict[str, Any]:
@@ -247,16 +257,10 @@ def load_results(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: missing, no JSON, of another format, or without a key that every results file has.
     """
-    path = Path(path)
-    try:
-        results = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give a file written by `arvrm evaluate`") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON; give a file written by `arvrm evaluate`") from error
-    if not isinstance(results, dict) or results.get("format") != FORMAT:
-        found = results.get("format") if isinstance(results, dict) else type(results).__name__
-        raise UserError(f"{path}: format {found!r}, expected {FORMAT!r}; give a file written by `arvrm evaluate`")
+    path, remedy = Path(path), "give a file written by `arvrm evaluate`"
+    results = files.read_json(path, remedy)
+    if results.get("format") != FORMAT:
+        raise UserError(f"{path}: format {results.get('format')!r}, expected {FORMAT!r}; {remedy}")
     for key in ("average_length", "average_length_ci95", "success_rates", "per_task", "chains", "config", "versions"):
         if key not in results:
             raise UserError(f"{path}: no {key!r}; evaluate again")
@@ -270,7 +274,7 @@ def table(results: dict[str, Any]) -> str:
     count = len(results["chains"])
     single = len(rates) == 1
     what = "single tasks" if single else "chains"
-    where = f"scene {config.get('scene')} ({config.get('assets')})"
+    where = config.get("world") or f"scene {config.get('scene')} ({config.get('assets')})"
     lines = [f"{config.get('policy', 'policy')} in {where}: {count} {what}"]
     if changed := scene_changes(config):
         lines.append(f"  scene changed     {changed}")

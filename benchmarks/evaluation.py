@@ -25,16 +25,17 @@ from arvrm.evaluation import EvaluateConfig, evaluate, parent
 from arvrm.interface import PolicySpec
 from arvrm.results import load_results
 
+SIZES = {"rgb_static": 200, "rgb_gripper": 84}
 LOOKS = {
-    "never": PolicySpec(static_size=None, gripper_size=None),
-    "policy": PolicySpec(history_offsets=(-3, 0), execute_steps=9),
-    "always": PolicySpec(),
+    "never": PolicySpec(None),
+    "policy": PolicySpec(None, SIZES, history_offsets=(-3, 0), execute_steps=9),
+    "always": PolicySpec(None, SIZES),
 }
 
 
 def measure(look: str, workers: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return chains an hour, control steps a second, and shares of the workers' time."""
-    parent.NO_IMAGES = LOOKS[look]  # what rollouts of an expert look at
+    parent.NO_POLICY = LOOKS[look]  # what rollouts of an expert look at
     with tempfile.TemporaryDirectory() as folder:
         config = EvaluateConfig(
             output=str(Path(folder) / "results.json"), policy="expert", chains=arguments.chains, workers=workers,

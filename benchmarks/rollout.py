@@ -77,8 +77,9 @@ class Frames:
 
     def _frame(self, rng: np.random.Generator) -> Observation:
         state = np.concatenate([rng.uniform(-1, 1, 14), [1.0]])
-        images = [rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for size in (200, 84)]
-        return Observation(state, state[:6], *images)
+        sizes = {"rgb_static": 200, "rgb_gripper": 84}
+        images = {name: rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for name, size in sizes.items()}
+        return Observation({"robot_obs": state, "target_pose": state[:6]}, images)
 
     def requests(self, step: int) -> list[PlanRequest]:
         return [

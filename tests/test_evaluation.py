@@ -15,10 +15,11 @@ import pytest
 
 from arvrm import evaluation
 from arvrm.config import from_dict
-from arvrm.evaluation import EvaluateConfig, Job, Rollout, check_chunk, evaluate, make_jobs, needs_images, sentences
+from arvrm.evaluation import EvaluateConfig, Job, Rollout, checked_chunk, evaluate, make_jobs, needs_images, sentences
 from arvrm.films import read_film
 from arvrm.interface import TASKS, Observation, PlanRequest, PolicySpec, UserError
 from arvrm.results import load_results, table
+from arvrm.robots import CALVIN
 from arvrm.sim.render import CameraShift
 from arvrm.sim.scene import Lighting
 
@@ -27,6 +28,8 @@ CHAIN = ("open_drawer", "turn_on_led", "close_drawer", "turn_off_led", "lift_red
 
 class SmallWorld:
     """A point on a line: a task is done when the point has moved by 1 since the task began."""
+
+    robot = CALVIN
 
     def __init__(self, config, spec):
         self.spec, self.renders = spec, 0
@@ -45,7 +48,7 @@ class SmallWorld:
         return {"x": self.x}
 
     def observe(self):
-        return Observation(robot_obs=np.full(15, self.x), target_pose=np.zeros(6))
+        return Observation({"robot_obs": np.full(15, self.x), "target_pose": np.zeros(6)})
 
     def cameras(self, film=False):
         self.renders += 1
@@ -75,7 +78,7 @@ class Steady:
     """Moves at a speed that depends on its oldest frame, and hardly moves at one task of every third chain."""
 
     def __init__(self, history_offsets=(-3, 0), execute_steps=4):
-        self.spec = PolicySpec(history_offsets, execute_steps, static_size=8, gripper_size=4)
+        self.spec = PolicySpec("calvin", {"rgb_static": 8, "rgb_gripper": 4}, history_offsets, execute_steps)
         self.requests = []
 
     def plan(self, requests):
@@ -84,7 +87,7 @@ class Steady:
 
     def chunk(self, request):
         stuck = request.rollout % 3 == 1 and request.instruction == "turn off led"
-        speed = 0.1 if stuck else 0.7 + 0.2 * np.sin(request.history[0].robot_obs[0])
+        speed = 0.1 if stuck else 0.7 + 0.2 * np.sin(request.history[0].state["robot_obs"][0])
         return np.tile(np.array([speed, 0, 0, 0, 0, 0, 1.0], np.float32), (10, 1))
 
 
@@ -136,10 +139,10 @@ def test_history_holds_the_frames_at_the_offsets_and_repeats_the_first_before_th
     rollout(policy)
     positions = {}
     for request in policy.requests:
-        begun = positions.setdefault(request.instruction, request.history[-1].robot_obs[0])
-        steps = [round((frame.robot_obs[0] - begun) / 0.09) for frame in request.history]
+        begun = positions.setdefault(request.instruction, request.history[-1].state["robot_obs"][0])
+        steps = [round((frame.state["robot_obs"][0] - begun) / 0.09) for frame in request.history]
         assert steps == [max(0, request.step + offset) for offset in (-6, -3, 0)]
-        assert all(frame.rgb_static is not None and frame.rgb_gripper is not None for frame in request.history)
+        assert all(frame.images.keys() == {"rgb_static", "rgb_gripper"} for frame in request.history)
         assert request.step % 4 == 0
 
 
@@ -148,7 +151,7 @@ def test_history_holds_the_frames_at_the_offsets_and_repeats_the_first_before_th
     [((0,), 4, {0, 4, 8}), ((-3, 0), 4, {0, 1, 4, 5, 8, 9}), ((-3, 0), 1, set(range(10))), ((-9, 0), 8, {0, 7, 8})],
 )
 def test_images_are_rendered_only_where_a_plan_looks(offsets, execute, expected):
-    spec = PolicySpec(offsets, execute)
+    spec = PolicySpec("calvin", history_offsets=offsets, execute_steps=execute)
     assert {step for step in range(10) if needs_images(spec, step)} == expected
 
 
@@ -239,7 +242,7 @@ def test_nan_in_actions_stops_the_run_with_one_line_and_no_results_file(tmp_path
 )
 def test_malformed_chunks_are_named(chunk, message):
     with pytest.raises(UserError, match=message):
-        check_chunk(chunk, PolicySpec(execute_steps=4), PlanRequest("open the drawer", (), 0, 0))
+        checked_chunk(chunk, PolicySpec("calvin", execute_steps=4), PlanRequest("open the drawer", (), 0, 0), CALVIN)
 
 
 def test_existing_output_needs_resume_or_overwrite(tmp_path):
@@ -395,7 +398,7 @@ def test_stored_official_chains_are_those_that_are_generated():
 
 
 def test_switches_change_what_the_policy_sees_and_nothing_else():
-    spec = PolicySpec(static_size=40, gripper_size=20)
+    spec = PolicySpec("calvin", {"rgb_static": 40, "rgb_gripper": 20})
     job = make_jobs(EvaluateConfig(chains=1))[0]
     seen = []
     for values in (
@@ -407,7 +410,7 @@ def test_switches_change_what_the_policy_sees_and_nothing_else():
         world = evaluation.PlayTableWorld(EvaluateConfig(**values), spec)
         world.start(job)
         world.step(np.array([0.5, 0.5, -0.5, 0, 0, 0, -1.0]))
-        seen.append((world.cameras(), world.observe().robot_obs))
+        seen.append((world.cameras(), world.observe().state["robot_obs"]))
         world.close()
     plain, state = seen[0]
     for images, robot_obs in seen[1:]:

@@ -45,13 +45,17 @@ def request(number=0, step=6, instruction="pull the drawer open", **changes):
         robot_obs[:7] = 0.02, -0.2, 0.55, np.pi, 0.0, np.pi / 2, 0.08
         robot_obs[:3] += rng.normal(0, 0.02, 3)
         robot_obs[14] = 1.0
-        values = {
-            "robot_obs": robot_obs,
-            "target_pose": robot_obs[:6] + rng.normal(0, 0.01, 6),
+        state = {"robot_obs": robot_obs, "target_pose": robot_obs[:6] + rng.normal(0, 0.01, 6)}
+        images = {
             "rgb_static": rng.integers(0, 256, (32, 32, 3), dtype=np.uint8),
             "rgb_gripper": rng.integers(0, 256, (16, 16, 3), dtype=np.uint8),
         }
-        return Observation(**{**values, **changes})
+        for name, value in changes.items():
+            values = state if name in state else images
+            values[name] = value
+            if value is None:
+                del values[name]
+        return Observation(state, images)
 
     return PlanRequest(instruction, (frame(), frame()), rollout=number, step=step)
 
@@ -59,7 +63,7 @@ def request(number=0, step=6, instruction="pull the drawer open", **changes):
 def test_spec_follows_the_windows_of_training(checkpoint):
     spec = load_policy(checkpoint).spec
     assert spec.history_offsets == (-3, 0)
-    assert (spec.static_size, spec.gripper_size) == (32, 16)
+    assert spec.robot == "calvin" and spec.image_sizes == {"rgb_static": 32, "rgb_gripper": 16}
     assert spec.execute_steps == 4 and load_policy(checkpoint, execute_steps=2).spec.execute_steps == 2
     with pytest.raises(UserError, match="chunks of 4"):
         load_policy(checkpoint, execute_steps=5)
@@ -101,10 +105,8 @@ def test_what_the_policy_sees_equals_the_training_window_of_the_same_frames(chec
             at = max(0, image - back)
             history.append(
                 Observation(
-                    episode.arrays["robot_obs"][episode.image_steps[at]],
-                    episode.arrays["target_pose"][episode.image_steps[at]],
-                    episode.images["rgb_static"][at],
-                    episode.images["rgb_gripper"][at],
+                    {name: episode.arrays[name][episode.image_steps[at]] for name in ("robot_obs", "target_pose")},
+                    {name: images[at] for name, images in episode.images.items()},
                 )
             )
         requests.append(PlanRequest(episode.instruction, tuple(history), rollout=0, step=int(step)))
@@ -126,8 +128,9 @@ def test_padding_before_the_start_influences_nothing(checkpoint):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rgb_static": None}, "rgb_static has shape None"),
-        ({"rgb_static": np.zeros((20, 20, 3), np.uint8)}, r"\(20, 20, 3\), expected \(32, 32, 3\)"),
+        ({"rgb_static": None}, "rgb_static is missing"),
+        ({"robot_obs": None}, "robot_obs is missing"),
+        ({"rgb_static": np.zeros((20, 20, 3), np.uint8)}, r"\(20, 20, 3\) uint8, expected \(32, 32, 3\)"),
         ({"robot_obs": np.full(15, np.nan)}, "NaN or infinity in robot_obs"),
         ({"target_pose": np.zeros(7)}, r"target_pose has shape \(7,\)"),
     ],
@@ -179,7 +182,7 @@ class Recorded:
         for one, chunk in zip(requests, chunks, strict=True):
             last = one.history[-1]
             self.seen[one.rollout, one.instruction, one.step] = (
-                last.robot_obs.tobytes() + last.rgb_static.tobytes() + chunk.tobytes()
+                last.state["robot_obs"].tobytes() + last.images["rgb_static"].tobytes() + chunk.tobytes()
             )
         return chunks
 

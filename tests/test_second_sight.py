@@ -154,7 +154,8 @@ def test_kept_tokens_count_for_their_own_instruction_only():
     frames = np.random.default_rng(0).integers(0, 256, (2, 2, 32, 32, 3), dtype=np.uint8)
     state = np.zeros(15)
     state[6], state[14] = 0.08, 1.0
-    seen = tuple(Observation(state, state[:6], *pair) for pair in frames)
+    state = {"robot_obs": state, "target_pose": state[:6]}
+    seen = tuple(Observation(state, {"rgb_static": static, "rgb_gripper": gripper}) for static, gripper in frames)
     net = built()
     policy = CheckpointPolicy(Checkpoint(net, net.config, CALVIN, METADATA), "cpu", batch=1)
     first = policy.plan([PlanRequest("open the drawer", seen, 0, 5)])[0]

@@ -11,10 +11,10 @@ start several parents, each with a device and workers of its own: each takes the
 """
 
 from arvrm.evaluation.config import OFFICIAL_CHAINS, EvaluateConfig
+from arvrm.evaluation.filming import FILM_TAIL, film_folder
 from arvrm.evaluation.jobs import check_tasks, make_jobs, official_chains, sentences
-from arvrm.evaluation.parent import check_chunk, film_folder
 from arvrm.evaluation.playtable import PlayTableWorld
-from arvrm.evaluation.rollout import FILM_TAIL, Rollout, needs_images
+from arvrm.evaluation.rollout import Rollout, checked_chunk, needs_images
 from arvrm.evaluation.run import evaluate
 from arvrm.interface import Job
 
@@ -25,7 +25,7 @@ __all__ = [
     "Job",
     "PlayTableWorld",
     "Rollout",
-    "check_chunk",
+    "checked_chunk",
     "check_tasks",
     "evaluate",
     "film_folder",

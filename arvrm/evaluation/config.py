@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from arvrm.interface import BLOCKS, SCENES
+from arvrm import plugins
+from arvrm.interface import BLOCKS, SCENES, UserError
 from arvrm.sim.render import CameraShift
 from arvrm.sim.scene import Lighting
 
 OFFICIAL_CHAINS = 1000
-BEHIND_THE_SCENES = ("workers", "output", "resume", "overwrite", "film_successes", "film_failures", "threads", "device")
+POLICIES = ("checkpoint", "expert", "random")
+NOT_COMPARED = ("workers", "output", "resume", "overwrite", "film_successes", "film_failures", "threads", "device")
 """Fields that cannot change a chain's outcome: a run may be resumed with others."""
 SWITCHES = ("camera_shift", "lighting", "block_colours")
 """Robustness switches: what may differ from the scene as it is; the renderer is another."""
+PLAY_TABLE = ("scene", "assets", "calvin_root", "renderer", *SWITCHES)
+"""Fields that say which play table, and how it looks; another world has none of them."""
+OWN_CHAINS = ("protocol", "chain_file", "starts")
+"""Fields that say how CALVIN's chains are made; a world with chains of its own has none of them."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,10 @@ class EvaluateConfig:
     """What to roll out and where.
 
     Attributes:
-        policy: checkpoint (learnt), expert (scripted, privileged) or random (uniform actions).
+        policy: checkpoint (learnt), expert (scripted, privileged), random (uniform actions), or package.module:factory
+            (docs/extending.md).
+        world: package.module:factory of a simulator of one's own (docs/extending.md); None: the play table.
+        robot: package.module:object of a robot that only one's own code knows; None: those that are known by name.
         checkpoint: folder of the learnt policy. index: retrieval index, if the policy retrieves at rollout.
         execute_steps: actions of a chunk executed before planning again; None: the checkpoint's own.
         protocol: chains (LH-MTLC) or single (every task alone, from `starts` random starts).
@@ -34,13 +45,14 @@ class EvaluateConfig:
             `degrees` about a random axis, both drawn from `seed`.
         lighting: robustness switch: direction (3, towards the light), colour (3), distance, ambient, diffuse, specular.
         block_colours: robustness switch: red, blue or pink: RGBA, each 0 to 1.
-        chains: how many: the first so many of the official 1000, where all tasks are in use.
+        chains: how many: the first so many of the official 1000, where all tasks are in use, or of the world's own.
         chain_file: JSON list of {"initial_state": {...}, "tasks": [...]} in place of generated chains.
-        tasks: restrict chains to these tasks; None: all 34.
+        tasks: restrict chains to these tasks; None: all.
         starts: of each task, with the single-task protocol.
         seed: of sentences drawn, random actions and experts; chains do not depend on it.
-        instructions: validation (one sentence a task), unseen (held-out paraphrases), calvin (the official sentences
-            under calvin_root), or the path of a JSON file {task: sentence or list of sentences}.
+        instructions: validation (one sentence a task; a world with chains of its own has its own sentences), unseen
+            (held-out paraphrases), calvin (the official sentences under calvin_root), or the path of a JSON file
+            {task: sentence or list of sentences}.
         max_steps: control steps per instruction (30 a second).
         workers: simulators side by side, of each process; they change nothing but the time. More than cores is best:
             some simulate while others wait for their plans.
@@ -53,7 +65,9 @@ class EvaluateConfig:
     """
 
     output: str = "results.json"
-    policy: Literal["checkpoint", "expert", "random"] = "checkpoint"
+    policy: str = "checkpoint"
+    world: str | None = None
+    robot: str | None = None
     checkpoint: str | None = None
     index: str | None = None
     execute_steps: int | None = None
@@ -82,6 +96,14 @@ class EvaluateConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        if self.policy not in POLICIES and not plugins.is_path(self.policy):
+            close = difflib.get_close_matches(self.policy, POLICIES, 1)
+            nearest = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"policy {self.policy!r} is none of {', '.join(POLICIES)}, package.module:factory{nearest}"
+            )
+        if self.world is not None:
+            self._refuse(PLAY_TABLE, f"world {self.world}", "says what the play table looks like")
         if self.scene not in SCENES:
             raise ValueError(f"scene {self.scene!r} is none of {', '.join(SCENES)}")
         for name in ("chains", "max_steps", "workers", "starts", "threads", "batch"):
@@ -92,3 +114,19 @@ class EvaluateConfig:
         for name, colour in self.block_colours.items():
             if name not in BLOCKS or not all(0 <= part <= 1 for part in colour):
                 raise ValueError(f"block_colours.{name} = {colour}: give {', '.join(BLOCKS)} four numbers from 0 to 1")
+
+    @property
+    def plans(self) -> bool:
+        """Whether a policy plans in the parent; experts and random actions act inside the worlds."""
+        return self.policy not in ("expert", "random")
+
+    def refuse_own_chains(self) -> None:
+        """Refuse, by name, fields by which only CALVIN's chains are made: the world has chains of its own."""
+        self._refuse(OWN_CHAINS, f"world {self.world}", "says how CALVIN's chains are made")
+
+    def _refuse(self, names: tuple[str, ...], beside: str, meaning: str) -> None:
+        for given in dataclasses.fields(self):
+            default = given.default_factory() if callable(given.default_factory) else given.default
+            if given.name in names and getattr(self, given.name) != default:
+                value = getattr(self, given.name)
+                raise UserError(f"evaluate: {given.name} = {value!r} {meaning}, {beside} is another; drop either")

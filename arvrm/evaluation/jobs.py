@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -15,6 +16,9 @@ from arvrm.interface import TASKS, Job, UserError
 
 SPARE_STARTS = 8
 """Other starts that are tried where the expert cannot prepare a single task."""
+
+
+Say = Callable[[str, np.random.Generator], str]
 
 
 def make_jobs(config: EvaluateConfig) -> list[Job]:
@@ -32,24 +36,49 @@ def make_jobs(config: EvaluateConfig) -> list[Job]:
         wanted = [(chain.tasks, chain) for chain in _chains(config, tasks)]
     say = sentences(config, {task for these, _ in wanted for task in these})
     return [
-        Job(
-            index=index,
-            tasks=tuple(these),
-            instructions=tuple(
-                say(task, np.random.default_rng([config.seed, index, place, 1])) for place, task in enumerate(these)
-            ),
-            start=start,
-        )
-        for index, (these, start) in enumerate(wanted)
+        Job(index, tuple(these), _said(config, say, index, these), start) for index, (these, start) in enumerate(wanted)
     ]
 
 
-def check_tasks(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return `names` if all are tasks; raise a UserError that names the nearest task otherwise."""
+def own_jobs(config: EvaluateConfig, jobs: Callable[[EvaluateConfig], Sequence[Job]]) -> list[Job]:
+    """Return the chains that a world with chains of its own offers, as far as the configuration asks for them.
+
+    `tasks` leaves out the chains in which another occurs, `chains` keeps the first so many, and a file of
+    `instructions` takes the place of the chains' own sentences.
+
+    Raises:
+        UserError: no chain is left, or an option that CALVIN's chains alone have is set.
+    """
+    config.refuse_own_chains()
+    if config.instructions in ("unseen", "calvin"):
+        value = f"evaluate: instructions = {config.instructions!r}"
+        raise UserError(f"{value}: world {config.world} has sentences of its own; give a JSON file or drop it")
+    found = list(jobs(config))
+    known = sorted({task for job in found for task in job.tasks})
+    if len({job.index for job in found}) < len(found) or any(len(j.tasks) != len(j.instructions) for j in found):
+        raise UserError(f"--world {config.world}: jobs need indices of their own and a sentence for each task")
+    if config.tasks is not None:
+        wanted = set(check_tasks(config.tasks, known))
+        found = [job for job in found if wanted.issuperset(job.tasks)]
+    found = found[: config.chains]
+    if not found:
+        raise UserError(f"--world {config.world}: no chains are left of its jobs; change --tasks or the world")
+    if config.instructions == "validation":
+        return found
+    say = sentences(config, {task for job in found for task in job.tasks}, known)
+    return [replace(job, instructions=_said(config, say, job.index, job.tasks)) for job in found]
+
+
+def _said(config: EvaluateConfig, say: Say, index: int, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(say(task, np.random.default_rng([config.seed, index, place, 1])) for place, task in enumerate(tasks))
+
+
+def check_tasks(names: tuple[str, ...], known: Sequence[str] = TASKS) -> tuple[str, ...]:
+    """Return `names` if all are known; raise a UserError that names the nearest task otherwise."""
     for name in names:
-        if name not in TASKS:
-            nearest = difflib.get_close_matches(name, TASKS, 1, 0.0)[0]
-            raise UserError(f"unknown task {name!r}; did you mean {nearest!r}?")
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, 1, 0.0)
+            raise UserError(f"unknown task {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
     return names
 
 
@@ -98,13 +127,12 @@ def _single_starts(config: EvaluateConfig, tasks: tuple[str, ...]) -> list[tuple
     return found
 
 
-def sentences(
-    config: EvaluateConfig, tasks: Collection[str] | None = None
-) -> Callable[[str, np.random.Generator], str]:
+def sentences(config: EvaluateConfig, tasks: Collection[str] | None = None, known_tasks: Sequence[str] = TASKS) -> Say:
     """Return say(task, rng), the instruction that a policy hears for a task; see `EvaluateConfig.instructions`.
 
     Args:
         tasks: what must have a sentence; None: `config.tasks`.
+        known_tasks: what a file may give sentences for.
     Raises:
         UserError: the source is unreadable or lacks a task that is needed.
     """
@@ -119,7 +147,7 @@ def sentences(
 
         known = instructions.calvin_instructions(resolve_calvin_root(config.calvin_root), "validation")
     else:
-        known = instructions.load_instruction_file(config.instructions)
+        known = instructions.load_instruction_file(config.instructions, known_tasks)
         missing = [task for task in sorted(tasks or config.tasks or TASKS) if task not in known]
         if missing:
             raise UserError(f"{config.instructions}: no sentence for {missing[0]!r}; add one or restrict --tasks")

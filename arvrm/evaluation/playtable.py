@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from arvrm.evaluation.config import EvaluateConfig
-from arvrm.interface import TASKS, Job, Observation, PolicySpec
+from arvrm.interface import TASKS, Job, Observation, PolicySpec, Robot
+from arvrm.robots import CALVIN
 
 EXPERT_STEPS = 360
 """Control steps in which the expert must prepare the start of a single task."""
@@ -16,16 +17,20 @@ JITTER_M, JITTER_RAD = 0.01, 0.3
 """How far blocks are moved and turned at most, each way, at the starts of single tasks."""
 FILM_SIZES = {"static": 200, "gripper": 84}
 """Pixels of films' images, whatever the policy's are."""
+DEFAULT_SIZES = {"rgb_static": 200, "rgb_gripper": 84}
+"""Pixels of a camera that the policy does not look through; CALVIN's."""
 
 
 class PlayTableWorld:
-    """What a rollout needs of the simulator, the oracle and the experts. Built inside a worker process."""
+    """The play table as `interface.ExpertWorld`: simulator, oracle and scripted experts."""
+
+    robot: Robot = CALVIN
 
     def __init__(self, config: EvaluateConfig, spec: PolicySpec):
         from arvrm.sim.env import PlayTableEnv
         from arvrm.sim.tasks import TaskOracle
 
-        sizes = {} if spec.static_size is None else {"static_size": spec.static_size, "gripper_size": spec.gripper_size}
+        sizes = DEFAULT_SIZES | dict(spec.image_sizes)
         self.env = PlayTableEnv(
             scene=config.scene,
             assets="official" if config.assets == "calvin" else config.assets,
@@ -35,7 +40,8 @@ class PlayTableWorld:
             camera_shift=config.camera_shift,
             lighting=config.lighting,
             block_colours=config.block_colours,
-            **sizes,
+            static_size=sizes["rgb_static"],
+            gripper_size=sizes["rgb_gripper"],
         )
         self.oracle = TaskOracle()
         self.seed = config.seed
@@ -77,11 +83,9 @@ class PlayTableWorld:
         return self.env.step(action)[4]
 
     def observe(self) -> Observation:
-        """Return the observation without images."""
-        return Observation(robot_obs=self.env.robot_obs(), target_pose=self.env.target_pose())
+        return Observation({"robot_obs": self.env.robot_obs(), "target_pose": self.env.target_pose()})
 
     def cameras(self, film: bool = False) -> dict[str, np.ndarray]:
-        """Return what the policy sees; for films in FILM_SIZES, whatever the policy's are."""
         return self.env.render_cameras(sizes=FILM_SIZES if film else None)
 
     def completed(self, start_info: dict[str, Any], info: dict[str, Any], task: str) -> bool:
@@ -95,7 +99,6 @@ class PlayTableWorld:
         return self._expert.act
 
     def describe(self) -> dict[str, Any]:
-        """Return simulator, asset hash and renderer, for the results' `versions`."""
         return {
             "simulator": "arvrm PlayTable on PyBullet",
             "assets": self.env.description.hash(),

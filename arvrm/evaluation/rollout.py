@@ -11,14 +11,11 @@ from typing import Any
 import numpy as np
 
 from arvrm.evaluation.config import EvaluateConfig
-from arvrm.interface import Job, Observation, PlanRequest, PolicySpec
+from arvrm.evaluation.filming import FILM_STRIDE, FILM_TAIL, Film
+from arvrm.interface import Job, Observation, PlanRequest, PolicySpec, Robot, UserError, World
 from arvrm.results import ChainRecord
 
-FILM_STRIDE = 3
-"""Control steps per film frame; `films.FPS` plays it at the speed of life."""
-FILM_TAIL = 6
-"""Film frames that show a task's outcome."""
-IMAGE_KEYS = ("rgb_static", "rgb_gripper")
+Actor = Callable[[int, dict[str, np.ndarray]], np.ndarray]
 
 
 class PolicyCrash(Exception):
@@ -44,7 +41,7 @@ class Clock:
 class Rollout:
     """One chain in one world. `completed` and `steps` are true at any time, also after an exception."""
 
-    world: Any
+    world: World
     job: Job
     config: EvaluateConfig
     spec: PolicySpec
@@ -81,11 +78,10 @@ class Rollout:
             film=kept,
         )
 
-    def _attempt(self, place: int, start_info: dict[str, Any], film: Film | None) -> tuple[dict[str, Any], bool]:
+    def _attempt(self, place: int, start_info: Any, film: Film | None) -> tuple[Any, bool]:
         """Attempt one task from the present state; return the info at its end and whether it succeeded."""
         task, instruction = self.job.tasks[place], self.job.instructions[place]
-        rng = np.random.default_rng([self.config.seed, self.job.index, place])
-        act = self._actor(task, instruction, rng)
+        act = self._actor(place)
         title = f"{place + 1} of {len(self.job.tasks)}"
         info, success = start_info, False
         self.steps.append(0)
@@ -93,7 +89,7 @@ class Rollout:
             images = self._images(step)
             if film is not None and step % FILM_STRIDE == 0:
                 with self.clock("film"):
-                    replanned = self.config.policy == "checkpoint" and step % self.spec.execute_steps < FILM_STRIDE
+                    replanned = self.config.plans and step % self.spec.execute_steps < FILM_STRIDE
                     film.show(self.world.cameras(film=True), instruction, title, step, replanned)
             action = act(step, images)
             with self.clock("physics"):
@@ -109,80 +105,94 @@ class Rollout:
                 film.show(images, instruction, title, self.steps[-1], False, success, FILM_TAIL)
         return info, success
 
-    def _images(self, step: int) -> dict[str, np.ndarray] | None:
+    def _images(self, step: int) -> dict[str, np.ndarray]:
         """Render where the policy will look: at every step that is some plan's step plus a history offset."""
-        if self.spec.static_size is None or not needs_images(self.spec, step):
-            return None
+        if not self.spec.image_sizes or not needs_images(self.spec, step):
+            return {}
         with self.clock("rendering"):
-            return self.world.cameras()
+            images = self.world.cameras()
+        missing = [camera for camera in self.spec.image_sizes if camera not in images]
+        if missing:
+            raise UserError(f"world: renders {', '.join(images) or 'nothing'}, and no {missing[0]}, as the policy asks")
+        return {camera: images[camera] for camera in self.spec.image_sizes}
 
-    def _actor(self, task: str, instruction: str, rng: np.random.Generator) -> Callable[..., np.ndarray]:
-        """Return act(step, images) -> (7,) action for one instruction."""
+    def _actor(self, place: int) -> Actor:
+        """Return act(step, images) -> (A,) action for one instruction."""
+        rng = np.random.default_rng([self.config.seed, self.job.index, place])
         if self.config.policy == "expert":
-            with self.clock("policy"):
-                expert = self.world.expert(task, rng)
-
-            def act_expert(step: int, images: Any) -> np.ndarray:
-                with self.clock("policy"):
-                    return expert()
-
-            return act_expert
+            return self._expert(self.job.tasks[place], rng)
         if self.config.policy == "random":
+            return lambda step, images: self.world.robot.random_action(rng)
+        return Chunks(self, self.job.instructions[place]).act
 
-            def act_random(step: int, images: Any) -> np.ndarray:
-                return np.append(rng.uniform(-1, 1, 6), rng.choice([-1.0, 1.0])).astype(np.float32)
+    def _expert(self, task: str, rng: np.random.Generator) -> Actor:
+        expert_of = getattr(self.world, "expert", None)
+        if expert_of is None:
+            raise UserError(f"evaluate: {type(self.world).__name__} has no experts; choose another --policy")
+        with self.clock("policy"):
+            expert = expert_of(task, rng)
 
-            return act_random
-        seen: dict[int, Observation] = {}
-        chunk: list[np.ndarray] = []
+        def act(step: int, images: dict[str, np.ndarray]) -> np.ndarray:
+            with self.clock("policy"):
+                return expert()
 
-        def act_policy(step: int, images: dict[str, np.ndarray] | None) -> np.ndarray:
-            if needs_images(self.spec, step):
-                seen[step] = replace(self.world.observe(), **{key: images[key] for key in IMAGE_KEYS} if images else {})
-                for old in [s for s in seen if s and s < step + self.spec.history_offsets[0]]:
-                    del seen[old]
-            if step % self.spec.execute_steps == 0:
-                history = tuple(seen[max(0, step + offset)] for offset in self.spec.history_offsets)
-                with self.clock("policy"):
-                    actions = self.plan(PlanRequest(instruction, history, rollout=self.job.index, step=step))
-                chunk[:] = actions[: self.spec.execute_steps]
-            return chunk[step % self.spec.execute_steps]
+        return act
 
-        return act_policy
+
+class Chunks:
+    """Executes a policy's chunks for one instruction, and keeps the observations that plans look back to."""
+
+    def __init__(self, rollout: Rollout, instruction: str) -> None:
+        self.rollout, self.instruction = rollout, instruction
+        self.observed: dict[int, Observation] = {}
+        self.chunk: np.ndarray | None = None
+
+    def act(self, step: int, images: dict[str, np.ndarray]) -> np.ndarray:
+        """Return the (A,) action of a step, planning first where a chunk begins."""
+        rollout, spec = self.rollout, self.rollout.spec
+        if needs_images(spec, step):
+            self.observed[step] = replace(rollout.world.observe(), images=images)
+            for old in [at for at in self.observed if at and at < step + spec.history_offsets[0]]:
+                del self.observed[old]
+        if self.chunk is None or step % spec.execute_steps == 0:
+            history = tuple(self.observed[max(0, step + offset)] for offset in spec.history_offsets)
+            request = PlanRequest(self.instruction, history, rollout=rollout.job.index, step=step)
+            with rollout.clock("policy"):
+                self.chunk = checked_chunk(rollout.plan(request), spec, request, rollout.world.robot)
+        return self.chunk[step % spec.execute_steps]
+
+
+def checked_chunk(chunk: np.ndarray, spec: PolicySpec, request: PlanRequest, robot: Robot) -> np.ndarray:
+    """Return the chunk's actions that are executed.
+
+    Raises:
+        UserError: it is not (C >= execute_steps, A), not finite, or no action of the robot's.
+    """
+    chunk = np.asarray(chunk)
+    place = f"policy: chain {request.rollout}, step {request.step} ({request.instruction!r})"
+    size = robot.actions.size
+    if chunk.ndim != 2 or chunk.shape[1] != size or len(chunk) < spec.execute_steps:
+        expected = f"(at least {spec.execute_steps}, {size})"
+        raise UserError(f"{place}: actions of shape {chunk.shape}, expected {expected}; mend the policy")
+    if not np.isfinite(chunk).all():
+        raise UserError(f"{place}: NaN or infinity in actions; the checkpoint is broken, train it again")
+    robot.check_actions(f"{place}: actions", chunk)
+    return chunk[: spec.execute_steps]
+
+
+def check_robots(spec: PolicySpec, world: World) -> None:
+    """Raise UserError unless the policy observes and moves the world's robot, through cameras that it has."""
+    robot = world.robot
+    if spec.robot not in (None, robot.name):
+        raise UserError(
+            f"evaluate: the policy moves robot {spec.robot!r}, this world has {robot.name!r}; change either"
+        )
+    known = [camera.name for camera in robot.cameras]
+    for camera in spec.image_sizes:
+        if camera not in known:
+            raise UserError(f"evaluate: the policy asks for camera {camera!r}; {robot.name} has {', '.join(known)}")
 
 
 def needs_images(spec: PolicySpec, step: int) -> bool:
-    """Whether some plan of the policy looks at this step of an instruction (plans are made every `execute_steps`)."""
+    """Whether some plan of the policy looks at this step of an instruction; it plans every `execute_steps`."""
     return step == 0 or any((step - offset) % spec.execute_steps == 0 for offset in spec.history_offsets)
-
-
-class Film:
-    """Frames of one chain on their way into a file; the writer is made with the first frame."""
-
-    def __init__(self, path: str):
-        from arvrm.films import FilmWriter
-
-        self.writer = FilmWriter(path)
-
-    def show(
-        self,
-        images: dict[str, np.ndarray],
-        instruction: str,
-        title: str,
-        step: int,
-        replanned: bool,
-        outcome: bool | None = None,
-        repeat: int = 1,
-    ) -> None:
-        from arvrm.films import compose_frame
-
-        frame = compose_frame(images, instruction, title, step, replanned, outcome)
-        for _ in range(repeat):
-            self.writer.add(frame)
-
-    def close(self) -> str | None:
-        path = self.writer.close()
-        return None if path is None else path.name
-
-    def discard(self) -> None:
-        self.writer.discard()

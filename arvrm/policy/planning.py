@@ -1,8 +1,7 @@
-"""A trained checkpoint as a policy: observations in, chunks of actions out."""
+"""Plans with a network: what a checkpoint says of windows, cameras and robot, put to work."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,66 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from arvrm.interface import Observation, PlanRequest, PolicySpec, UserError
+from arvrm.interface import Observation, PlanRequest, PolicySpec, Robot, UserError
 from arvrm.model.checkpoint import Checkpoint, checkpoint_hash, load_checkpoint
 from arvrm.model.encoders import TextEncoder
-from arvrm.retrieval import ClipIndex, Matches
-from arvrm.windows import EpisodeTable, HumanWindows, TextTable, WindowConfig
-
-CAMERAS = ("rgb_static", "rgb_gripper")
-
-
-class FrameCache:
-    """Tokens of frames that a rollout has seen, so that a control step encodes its new frame only.
-
-    A frame is found by rollout and step, and taken only if its images are the same pixels: a rollout that starts anew
-    under an old number finds nothing. What a rollout can no longer look back to is forgotten, and of all rollouts the
-    ones that planned longest ago.
-
-    Args:
-        rollouts: kept at once.
-    """
-
-    def __init__(self, rollouts: int = 512) -> None:
-        self.rollouts = rollouts
-        self._frames: OrderedDict[int, dict[int, tuple[Observation, tuple[torch.Tensor, torch.Tensor], str]]]
-        self._frames = OrderedDict()
-
-    def get(
-        self, rollout: int, step: int, frame: Observation, words: str = ""
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return the tokens (M + 1, d) of both cameras, or None.
-
-        Args:
-            words: the instruction, where tokens depend on it.
-        """
-        known = self._frames.get(rollout, {}).get(step)
-        if known is None or known[2] != words:
-            return None
-        same = all(np.array_equal(getattr(known[0], name), getattr(frame, name)) for name in CAMERAS)
-        return known[1] if same else None
-
-    def put(
-        self,
-        rollout: int,
-        step: int,
-        frame: Observation,
-        tokens: tuple[torch.Tensor, torch.Tensor],
-        words: str = "",
-    ) -> None:
-        self._frames.setdefault(rollout, {})[step] = (frame, tokens, words)
-
-    def forget(self, rollout: int, before: int, after: int) -> None:
-        """Drop this rollout's steps outside [before, after], and rollouts beyond the limit."""
-        frames = self._frames.setdefault(rollout, {})
-        self._frames.move_to_end(rollout)
-        for step in [step for step in frames if not before <= step <= after]:
-            del frames[step]
-        while len(self._frames) > self.rollouts:
-            self._frames.popitem(last=False)
-
-    def clear(self) -> None:
-        self._frames.clear()
+from arvrm.policy.clips import RolloutClips
+from arvrm.policy.frame_cache import FrameCache, FrameTokens
+from arvrm.retrieval import ClipIndex
 
 
 class CheckpointPolicy:
@@ -100,19 +45,20 @@ class CheckpointPolicy:
         batch: int = 1,
         cache: bool = True,
     ) -> None:
+        if checkpoint.robot is None:
+            raise UserError("policy: this checkpoint reads hands and moves no robot; give one of stage 2")
         self.net, self.config, self.robot = checkpoint.model, checkpoint.config, checkpoint.robot
         self.metadata, self.hash, self.device = checkpoint.metadata, checkpoint.hash, device
         self.history, self.stride = self.metadata.history, self.metadata.stride
         steps = execute_steps or self.metadata.execute_steps or max(1, round(0.9 * self.config.chunk))
         if not 1 <= steps <= self.config.chunk:
             raise UserError(f"execute_steps: {steps}; this checkpoint plans chunks of {self.config.chunk} actions")
-        images = self.metadata.images
         vision = self.config.vision
         self.spec = PolicySpec(
+            robot=self.robot.name,
+            image_sizes={camera.name: self.metadata.images[camera.name] for camera in self.robot.cameras},
             history_offsets=tuple(range(-(self.history - 1) * self.stride, 1, self.stride)),
             execute_steps=int(steps),
-            static_size=images["rgb_static"],
-            gripper_size=images["rgb_gripper"],
             batch=batch,
         )
         self.text = TextEncoder(self.config.text)
@@ -126,12 +72,11 @@ class CheckpointPolicy:
     def _rows_agree(self) -> bool:
         """Whether requests get the same bits in every row of a batch."""
         rng = np.random.default_rng(0)
-        sizes = {"rgb_static": self.spec.static_size, "rgb_gripper": self.spec.gripper_size}
+        sizes = self.spec.image_sizes
 
         def frame() -> Observation:
             images = {name: rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for name, size in sizes.items()}
-            robot_obs = np.concatenate([rng.uniform(-1, 1, 14), [1.0]])
-            return Observation(robot_obs=robot_obs, target_pose=robot_obs[:6], **images)
+            return Observation(self.robot.example(rng), images)
 
         requests = [
             PlanRequest("move the block", tuple(frame() for _ in range(self.history)), rollout=row, step=10**6)
@@ -154,7 +99,7 @@ class CheckpointPolicy:
         return chunks
 
     def plan(self, requests: list[PlanRequest]) -> list[np.ndarray]:
-        """Return one (C, 7) float32 chunk per request; see `interface.Policy`.
+        """Return one (C, A) float32 chunk per request; see `interface.Policy`.
 
         Raises:
             UserError: an observation is malformed, or the network gives NaN.
@@ -175,18 +120,18 @@ class CheckpointPolicy:
                         f"policy: NaN in actions for {request.instruction!r} at step {request.step}; "
                         "the checkpoint is broken, train it again"
                     )
-                chunks.append(chunk)
+                chunks.append(self.robot.decode_actions(chunk))
         return chunks
 
     @torch.no_grad()
     def _tokens(self, requests: list[PlanRequest], rows: int) -> dict[str, torch.Tensor]:
-        """Return both cameras' tokens (rows, T, M + 1, d), encoding only frames not seen before; padding is zero.
+        """Return each camera's tokens (rows, T, M + 1, d), encoding only new frames; padding is zero.
 
         New frames are encoded `spec.batch` at a time, one frame a row, always as many, for the reason given above.
         """
-        size = self.spec.batch
-        offsets = self.spec.history_offsets
-        found: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        size, offsets = self.spec.batch, self.spec.history_offsets
+        roles = [camera.role for camera in self.robot.cameras]
+        found: dict[tuple[int, int], FrameTokens] = {}
         missing: list[tuple[int, int]] = []
         for row, request in enumerate(requests):
             self.cache.forget(request.rollout, request.step + offsets[0], request.step)
@@ -202,33 +147,32 @@ class CheckpointPolicy:
         for start in range(0, len(missing), size):
             some = missing[start : start + size]
             padded = some + [some[-1]] * (size - len(some))
+            frames = [requests[row].history[t] for row, t in padded]
             images = {
-                name.removeprefix("rgb_"): torch.from_numpy(
-                    np.stack([getattr(requests[row].history[t], name) for row, t in padded])[:, None]
-                )
-                for name in CAMERAS
+                camera.role: torch.from_numpy(np.stack([frame.images[camera.name] for frame in frames])[:, None])
+                for camera in self.robot.cameras
             }
             sentences = [self._sentence(requests[row].instruction) for row, _ in padded]
-            seen = {
+            batch = {
                 "text": torch.stack([text for text, _ in sentences]),
                 "text_mask": torch.stack([mask for _, mask in sentences]),
                 **images,
             }
-            encoded = self.net.encode_frames(_to(seen, self.device))
+            encoded = self.net.encode_frames(_to(batch, self.device))
             for i, (row, t) in enumerate(some):
-                tokens = (encoded["static_tokens"][i, 0].clone(), encoded["gripper_tokens"][i, 0].clone())
+                tokens = {role: encoded[f"{role}_tokens"][i, 0].clone() for role in roles}
                 found[row, t] = tokens
                 request = requests[row]
                 words = request.instruction if self.by_words else ""
                 self.cache.put(request.rollout, request.step + offsets[t], request.history[t], tokens, words)
         example = next(iter(found.values()))
         result = {}
-        for camera, name in enumerate(("static_tokens", "gripper_tokens")):
-            tokens = example[camera].new_zeros(rows, len(offsets), *example[camera].shape)
-            for (row, t), value in found.items():
-                tokens[row, t] = value[camera]
-            tokens[len(requests) :] = tokens[len(requests) - 1]
-            result[name] = tokens
+        for role in roles:
+            stacked = example[role].new_zeros(rows, len(offsets), *example[role].shape)
+            for (row, t), tokens in found.items():
+                stacked[row, t] = tokens[role]
+            stacked[len(requests) :] = stacked[len(requests) - 1]
+            result[f"{role}_tokens"] = stacked
         return result
 
     def batch(self, requests: list[PlanRequest], images: bool = True) -> dict[str, Any]:
@@ -237,9 +181,10 @@ class CheckpointPolicy:
             self._check(request)
         rows = [self._sentence(request.instruction) for request in requests]
         offsets = np.array(self.spec.history_offsets)
-        robot_obs = np.stack([[frame.robot_obs for frame in request.history] for request in requests])
-        target = np.stack([[frame.target_pose for frame in request.history] for request in requests])
-        state = {"robot_obs": robot_obs, "target_pose": target}
+        state = {
+            name: np.stack([[frame.state[name] for frame in request.history] for request in requests])
+            for name in self.robot.observed
+        }
         batch: dict[str, Any] = {
             "text": torch.stack([text for text, _ in rows]),
             "text_mask": torch.stack([mask for _, mask in rows]),
@@ -248,15 +193,16 @@ class CheckpointPolicy:
             # Frames before the instruction's start repeat its first one and count for nothing, as in training.
             "frame_mask": torch.from_numpy(np.stack([request.step + offsets >= 0 for request in requests])),
         }
-        static = self._images(requests, "rgb_static") if images or self.retriever is not None else None
+        cameras = self.robot.cameras
         if images:
-            batch |= {"static": static, "gripper": self._images(requests, "rgb_gripper")}
+            batch |= {camera.role: self._images(requests, camera.name) for camera in cameras}
         if self.retriever is not None:
+            static = batch["static"] if images else self._images(requests, cameras[0].name)
             batch["clips"] = self.retriever([request.instruction for request in requests], static)
         return _to(batch, self.device)
 
     def _images(self, requests: list[PlanRequest], camera: str) -> torch.Tensor:
-        frames = [[getattr(frame, camera) for frame in request.history] for request in requests]
+        frames = [[frame.images[camera] for frame in request.history] for request in requests]
         return torch.from_numpy(np.stack(frames))
 
     def _sentence(self, sentence: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -275,20 +221,24 @@ class CheckpointPolicy:
         if len(request.history) != self.history:
             raise UserError(f"{place}: {len(request.history)} frames of history, expected {self.history}")
         for frame in request.history:
-            _check_frame(place, frame, self.spec)
+            _check_frame(place, frame, self.spec, self.robot)
 
 
-def _check_frame(place: str, frame: Observation, spec: PolicySpec) -> None:
-    for name, values, size in (("robot_obs", frame.robot_obs, 15), ("target_pose", frame.target_pose, 6)):
-        if np.shape(values) != (size,):
-            raise UserError(f"{place}: {name} has shape {np.shape(values)}, expected ({size},)")
+def _check_frame(place: str, frame: Observation, spec: PolicySpec, robot: Robot) -> None:
+    for name, shape in robot.observed.items():
+        values = frame.state.get(name)
+        if values is None or np.shape(values) != shape:
+            found = "is missing" if values is None else f"has shape {np.shape(values)}"
+            raise UserError(f"{place}: {name} {found}, expected {shape}; check what the world observes")
         if not np.isfinite(values).all():
             raise UserError(f"{place}: NaN or infinity in {name}; check the simulator or robot that sent it")
-    sizes = (("rgb_static", frame.rgb_static, spec.static_size), ("rgb_gripper", frame.rgb_gripper, spec.gripper_size))
-    for name, image, size in sizes:
-        shape = None if image is None else image.shape
-        if shape != (size, size, 3) or image.dtype != np.uint8:
-            raise UserError(f"{place}: {name} has shape {shape}, expected ({size}, {size}, 3) uint8")
+    for name, size in spec.image_sizes.items():
+        image = frame.images.get(name)
+        if image is None or image.shape != (size, size, 3) or image.dtype != np.uint8:
+            found = "is missing" if image is None else f"has shape {image.shape} {image.dtype}"
+            raise UserError(
+                f"{place}: {name} {found}, expected ({size}, {size}, 3) uint8; check what the world renders"
+            )
 
 
 def _to(value: Any, device: str) -> Any:
@@ -297,52 +247,6 @@ def _to(value: Any, device: str) -> Any:
     if isinstance(value, dict):
         return {key: _to(item, device) for key, item in value.items()}
     return value
-
-
-class RolloutClips:
-    """Retrieves human clips for what a robot sees now.
-
-    In training the whole demonstration is known and its clips stand beside it by progress; in a rollout only the window
-    is, so each clip is aligned where it looks most like the window (subsequence time warping).
-
-    Args:
-        index: the clip index; its stores must still be where they were.
-        checkpoint: says how many clips, and how windows were cut, in training.
-    """
-
-    def __init__(self, index: ClipIndex, checkpoint: Checkpoint) -> None:
-        metadata = checkpoint.metadata
-        if metadata.clips is None:
-            raise UserError("index: this checkpoint does not say how many clips it was trained with; train it again")
-        self.index, self.history, self.count = index, metadata.history, metadata.clips
-        table = EpisodeTable(index.open_stores(), "human", metadata.stride)
-        if table.ids != index.ids:
-            raise UserError(f"{index.path}: the stores' clips are not the index's; make the index anew")
-        # The map reads keypoints only: neither words nor images of the clips are needed.
-        count = len(table.sentences)
-        nothing = TextTable(torch.zeros(count, 1, 1), torch.ones(count, 1, dtype=torch.bool))
-        settings = WindowConfig(history=self.history, stride=metadata.stride)
-        self.windows = HumanWindows(table, settings, checkpoint.config.keypoints, nothing, frames=None)
-
-    def search(self, sentences: list[str], static: torch.Tensor) -> tuple[Matches, np.ndarray]:
-        """Return the matches and the features (B, T, D) they were found with, for images (B, T, H, W, 3) uint8."""
-        frames = static.cpu().numpy()
-        features = self.index.encoders.images(frames.reshape(-1, *frames.shape[2:])).reshape(*frames.shape[:2], -1)
-        return self.index.search(self.index.encoders.sentences(sentences), features, self.count), features
-
-    def __call__(self, sentences: list[str], static: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the clips as a `HumanBatch` with axes (B, J)."""
-        matches, features = self.search(sentences, static)
-        known = matches.rows >= 0
-        clips = np.maximum(matches.rows, 0)
-        local = np.array(
-            [
-                [self.index.align(int(row), self.history, query, "dtw") for row in rows]
-                for rows, query in zip(clips, features, strict=True)
-            ]
-        )
-        rows = self.windows.table.image_start[clips][..., None] + local
-        return self.windows.gather(rows, np.broadcast_to(known[..., None], rows.shape), clips, images=False)
 
 
 def load_policy(
