@@ -7,18 +7,22 @@ is trained in scenes A, B and C and evaluated in D.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from arvrm.config import from_dict, to_dict
+from arvrm import files
+from arvrm.config import bounded, check_bounds, from_dict
 from arvrm.interface import UserError
 from arvrm.results import load_results, save_results, source_commit, table
 
@@ -50,7 +54,7 @@ class DemoConfig:
     """
 
     output: str = "runs/demo"
-    minutes: float = 20.0
+    minutes: float = bounded(20.0, above=0)
     fast: bool = False
     settings: str | None = None
     resume: bool = False
@@ -65,9 +69,7 @@ class DemoConfig:
     evaluate: dict[str, Any] = field(default_factory=dict)
     time_share: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if self.minutes <= 0:
-            raise ValueError(f"minutes = {self.minutes}: must be positive")
+    __post_init__ = check_bounds
 
 
 def demo(config: DemoConfig) -> Path:
@@ -82,34 +84,75 @@ def demo(config: DemoConfig) -> Path:
     expected = "a minute or two" if config.fast else f"about {config.minutes:.0f} minutes on two cores"
     page = output / "report.html"
     _say(f"arvrm demo: {expected}, {len(STAGES)} stages, then a table and {page}; stop and --resume at will")
-    done = _read_done(output)
-    total = 0.0
-    for number, stage in enumerate(STAGES, 1):
-        if stage in done:
-            _say(f"[{number}/{len(STAGES)}] {TITLES[stage]}: finished before ({_clock(done[stage])})")
-            total += done[stage]
-            continue
-        _say(f"[{number}/{len(STAGES)}] {TITLES[stage]}")
-        begin = time.perf_counter()
-        RUN[stage](output, settings)
-        done[stage] = round(time.perf_counter() - begin, 1)
-        total += done[stage]
-        _write_json(output / "stages.json", done)
-        _say(f"[{number}/{len(STAGES)}] took {_clock(done[stage])}")
+    with own_lines_only(output / "demo.log"):
+        done = _run_stages(output, settings)
     _say("")
     _say(table(load_results(output / "results.json")))
     times = ", ".join(f"{stage} {_clock(done[stage])}" for stage in STAGES)
-    _say(f"  stage times: {times}; {_clock(total)} in all")
+    _say(f"  stage times: {times}; {_clock(sum(done.values()))} in all")
     return page
+
+
+def _run_stages(output: Path, settings: dict[str, Any]) -> dict[str, float]:
+    done = _read_done(output)
+    for number, stage in enumerate(STAGES, 1):
+        head = f"[{number}/{len(STAGES)}]"
+        if stage in done:
+            _say(f"{head} {TITLES[stage]}: finished before ({_clock(done[stage])})")
+            continue
+        _say(f"{head} {TITLES[stage]}")
+        begin = time.perf_counter()
+        RUN[stage](output, settings)
+        done[stage] = round(time.perf_counter() - begin, 1)
+        files.write_json(output / "stages.json", done)
+        _say(f"{head} took {_clock(done[stage])}")
+    return done
+
+
+@contextlib.contextmanager
+def own_lines_only(log: Path) -> Iterator[None]:
+    """Keep the screen for what this project says: what packages print and warn of, here and in workers, goes to `log`.
+
+    Where it is not the screen that Python writes to (a test, a notebook), nothing is changed.
+    """
+    try:
+        is_screen = sys.stderr.fileno() == 2
+    except (OSError, io.UnsupportedOperation):
+        is_screen = False
+    if not is_screen:
+        yield
+        return
+    ours, screens = sys.stderr, [os.dup(descriptor) for descriptor in (1, 2)]
+    warned = logging.FileHandler(log)
+    with open(log, "ab") as file, os.fdopen(os.dup(2), "w", buffering=1, errors="replace") as screen:
+        # Descriptors 1 and 2 are where C code and worker processes write; Python's own stream goes on to the screen.
+        sys.stdout.flush()
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+        sys.stderr = screen
+        logging.getLogger().addHandler(warned)
+        logging.captureWarnings(True)
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, UserError):
+                print(f"what other packages said is in {log}", file=screen)
+            raise
+        finally:
+            logging.captureWarnings(False)
+            logging.getLogger().removeHandler(warned)
+            warned.close()
+            sys.stdout.flush()
+            sys.stderr = ours
+            for descriptor, saved in zip((1, 2), screens, strict=True):
+                os.dup2(saved, descriptor)
+                os.close(saved)
 
 
 def load_settings(config: DemoConfig) -> dict[str, Any]:
     """Return the settings of every stage: the packaged (or given) file, changed by the configuration's sections."""
     if config.settings:
-        try:
-            settings = json.loads(Path(config.settings).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{config.settings}: {error}; give a JSON file like arvrm/resources/demo.json") from error
+        settings = files.read_json(config.settings, "give a JSON file like arvrm/resources/demo.json")
     else:
         name = "demo_fast.json" if config.fast else "demo.json"
         settings = json.loads(resources.files("arvrm").joinpath("resources", name).read_text())
@@ -149,15 +192,15 @@ def _begin(config: DemoConfig, output: Path, settings: dict[str, Any]) -> None:
         if not notes.is_file():
             raise UserError(f"{output}: holds no demonstration, so it is left alone; give another folder")
         if config.resume:
-            before = json.loads(notes.read_text())["settings"]
+            before = files.read_json(notes, "--overwrite it").get("settings")
             for section in settings:
-                if before.get(section) != json.loads(json.dumps(settings[section])):
+                if not isinstance(before, dict) or before.get(section) != json.loads(json.dumps(settings[section])):
                     what = f"was begun with other settings of {section!r}"
                     raise UserError(f"{output}: {what}; use the same or --overwrite")
             return
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
-    _write_json(notes, {"settings": settings, "minutes": config.minutes, "commit": source_commit()})
+    files.write_json(notes, {"settings": settings, "minutes": config.minutes, "commit": source_commit()})
 
 
 def _robot(output: Path, settings: dict[str, Any]) -> None:
@@ -230,7 +273,7 @@ def _evaluate(output: Path, settings: dict[str, Any]) -> None:
     values |= {"resume": log.exists(), "index": str(output / "index")}
     config = from_dict(EvaluateConfig, values, "demo.evaluate")
     factory, identity = policy_factory(
-        config.checkpoint, config.device, config.index, config.execute_steps, config.batch, config.threads
+        str(config.checkpoint), config.device, config.index, config.execute_steps, config.batch, config.threads
     )
     evaluate(factory, config, policy_identity=identity)
 
@@ -273,19 +316,8 @@ RUN: dict[str, Callable[[Path, dict[str, Any]], None]] = {
 
 
 def _read_done(output: Path) -> dict[str, float]:
-    try:
-        return json.loads((output / "stages.json").read_text())
-    except OSError:
-        return {}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        json.dump(to_dict(value) if not isinstance(value, dict) else value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    file = output / "stages.json"
+    return files.read_json(file, "--overwrite the demonstration") if file.exists() else {}
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
@@ -74,6 +77,33 @@ def test_folder_of_something_else_is_left_alone(tmp_path):
         with pytest.raises(UserError, match="left alone"):
             demo(DemoConfig(output=str(tmp_path), fast=True, **how))
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_screen_shows_only_what_the_project_says(tmp_path):
+    """The packages' lines are in a log, which is named when something goes wrong."""
+    program = """
+        import logging, os, subprocess, sys, warnings
+        from arvrm.demo import own_lines_only
+        with own_lines_only(sys.argv[1]):
+            print("ours", file=sys.stderr)
+            warnings.warn("a warning")
+            logging.getLogger("package").warning("a log line")
+            os.write(1, b"C code to stdout\\n")
+            os.write(2, b"C code to stderr\\n")
+            subprocess.run(["echo", "a worker"])
+            if len(sys.argv) > 2:
+                raise RuntimeError("broken")
+        print("the result")
+        os.write(2, b"seen again\\n")
+    """
+    log = tmp_path / "demo.log"
+    command = [sys.executable, "-c", textwrap.dedent(program), str(log)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("the result\n", "ours\nseen again\n")
+    for line in ("a warning", "a log line", "C code to stdout", "C code to stderr", "a worker"):
+        assert line in log.read_text()
+    broken = subprocess.run([*command, "break"], capture_output=True, text=True)
+    assert broken.returncode == 1 and f"what other packages said is in {log}" in broken.stderr
 
 
 @pytest.mark.slow
