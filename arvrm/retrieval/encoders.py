@@ -15,6 +15,7 @@ import torch
 
 from arvrm.config import from_dict
 from arvrm.model.encoders import TextConfig, TextEncoder, VisionConfig, fit_images, image_encoder
+from arvrm.model.upgrade import upgraded_model
 from arvrm.windows import EpisodeTable, FrameBank, decode_frames
 
 _TEXT: Mapping[str, Any] = {
@@ -139,8 +140,10 @@ class FrozenEncoders:
         from safetensors.torch import load_file
 
         described = {name: value for name, value in saved.items() if name != "hash"}
-        text = from_dict(TextConfig, described["text"], f"{folder}/index.json")
-        vision = from_dict(VisionConfig, described["vision"], f"{folder}/index.json")
+        place = f"{folder}/index.json"
+        settings = upgraded_model({"text": described["text"], "vision": described["vision"]}, place)
+        text = from_dict(TextConfig, settings["text"], place)
+        vision = from_dict(VisionConfig, settings["vision"], place)
         size, language_width = described["size"], described["language_width"]
         image = image_encoder(vision, size, language_width)
         image.load_state_dict(load_file(str(folder / "encoder.safetensors")))
