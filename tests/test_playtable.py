@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from arvrm import instructions
-from arvrm.episodes import LANDMARKS, EpisodeStore
+from arvrm.episodes import EpisodeStore
 from arvrm.interface import BLOCKS, TASKS, UserError
+from arvrm.robots.calvin import LANDMARKS
 from arvrm.sim.env import PlayTableEnv
 from arvrm.sim.experts import settle
 from arvrm.sim.starts import admissible_tasks, fresh_start

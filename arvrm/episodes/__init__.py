@@ -12,11 +12,9 @@ from arvrm.episodes.records import (
     encode_image,
 )
 from arvrm.episodes.schema import (
-    ARRAYS,
     EMBODIMENTS,
     HAND_ARRAYS,
     HAND_CAMERAS,
-    LANDMARKS,
     EncodedImages,
     Episode,
     EpisodeHeader,
@@ -26,14 +24,12 @@ from arvrm.episodes.store import EpisodeStore
 from arvrm.episodes.writer import EpisodeWriter
 
 __all__ = [
-    "ARRAYS",
     "EMBODIMENTS",
     "FORMAT",
     "HAND_ARRAYS",
     "HAND_CAMERAS",
     "JPEG_QUALITY",
     "JPEG_SUBSAMPLING",
-    "LANDMARKS",
     "VERSION",
     "EncodedEpisode",
     "EncodedImages",

@@ -12,7 +12,6 @@ import numpy as np
 from arvrm import robots
 from arvrm.interface import KEYPOINTS, ArraySpec, UserError
 from arvrm.robots import CALVIN
-from arvrm.robots.calvin import LANDMARKS as LANDMARKS
 
 EMBODIMENTS = ("robot", "human")
 HAND_CAMERAS = ("rgb_static",)
@@ -22,7 +21,6 @@ HAND_ARRAYS: Mapping[str, ArraySpec] = {
     "visible": ArraySpec("bool", (None,)),
 }
 """What a human episode holds, N rows each; a robot's arrays and cameras are the robot's own (`interface.Robot`)."""
-ARRAYS = {"robot": CALVIN.arrays, "human": HAND_ARRAYS}
 
 
 @dataclass(frozen=True)
