@@ -258,7 +258,7 @@ def finetune_config(published: Published, resume: bool = False, overwrite: bool 
         cache=v["feature_cache"],
         segment_windows=min(int(v["segment_windows"]), v["bs_per_gpu"]),
     )
-    window = WindowConfig(v["seq_len"], 1, v["chunk_size"], image_ahead=max(1, int(v["skip_frame"])))
+    window = WindowConfig(v["seq_len"], 1, image_horizon=max(1, int(v["skip_frame"])))
     batch = v["bs_per_gpu"] * v["gradient_accumulation_steps"] * processes.world()
     epoch = max(1, math.ceil(training_windows(data) / batch))
     model = _model(published)

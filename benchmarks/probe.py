@@ -46,7 +46,7 @@ def place(options: argparse.Namespace) -> None:
         known = steps + AHEAD * STRIDE < end
         now, later = gripper[steps], gripper[np.minimum(steps + AHEAD * STRIDE, end - 1)]
     else:
-        windows = HumanWindows(table, WindowConfig(history=1, stride=STRIDE), 21, text, bank, foresee=AHEAD)
+        windows = HumanWindows(table, WindowConfig(history=1, stride=STRIDE), 21, text, bank, horizon=AHEAD)
         batch = windows.batch(rows)
         known = (batch["future_visible"][:, -1, 0] & batch["visible"][:, 0, 0]).numpy()
         poses = batch["keypoints"][:, 0, 0, :2], batch["future_keypoints"][:, -1, 0, :2]
@@ -69,9 +69,9 @@ def place(options: argparse.Namespace) -> None:
 def offsets(options: argparse.Namespace) -> None:
     checkpoint = load_checkpoint(options.checkpoint, "cpu")
     table = EpisodeTable([EpisodeStore(options.store)], "robot", STRIDE)
-    banks = [decode_frames(table, camera) for camera in ("rgb_static", "rgb_gripper")]
+    frames = {camera.role: decode_frames(table, camera.name) for camera in table.robot.cameras}
     text = text_table(table, TextEncoder(checkpoint.config.text))
-    windows = RobotWindows(table, WindowConfig(history=1, stride=STRIDE, chunk=checkpoint.config.chunk), text, *banks)
+    windows = RobotWindows(table, WindowConfig(history=1, stride=STRIDE), text, frames, checkpoint.config.chunk)
     batch = windows.batch(np.random.default_rng(0).choice(len(table.step_of_image), 500, replace=False))
     points = checkpoint.model.encode_frames(batch)["static_points"]
     read, _ = checkpoint.model.geometry(points, batch["components"], batch["state"])

@@ -93,8 +93,8 @@ def test_what_the_policy_sees_equals_the_training_window_of_the_same_frames(chec
     policy = load_policy(checkpoint)
     table = EpisodeTable([store], "robot", 3)
     text = TextTable(*TextEncoder(policy.config.text).tokens(list(table.sentences)))
-    frames = [decode_frames(table, camera) for camera in ("rgb_static", "rgb_gripper")]
-    windows = RobotWindows(table, WindowConfig(history=2, stride=3, chunk=4), text, *frames)
+    frames = {camera.role: decode_frames(table, camera.name) for camera in table.robot.cameras}
+    windows = RobotWindows(table, WindowConfig(history=2, stride=3), text, frames, chunk=4)
     anchors = windows.anchors(np.array([0]))
     trained = windows.batch(anchors)
     episode = store.episode(table.ids[0])

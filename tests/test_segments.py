@@ -36,7 +36,7 @@ def config(root, encoder="mae", **data):
         {
             "output": str(root / "run"),
             "data": {"stores": [str(root / "robot")], "validation": 0.2, "frozen_features": False, **data},
-            "window": {"history": 4, "stride": 1, "chunk": 4, "image_ahead": 2},
+            "window": {"history": 4, "stride": 1, "image_horizon": 2},
             "model": model,
             "train": {"batch": 12, "steps": 2, "device": "cpu", "tensorboard": False, "log_every": 1, "warmup": 0},
         },

@@ -10,6 +10,7 @@ from small_stores import human_episode, human_store, robot_episode, robot_store,
 
 from arvrm.episodes import EpisodeStore, EpisodeWriter
 from arvrm.interface import UserError
+from arvrm.robots import CALVIN
 from arvrm.windows import (
     Anchors,
     AnchorSampler,
@@ -30,6 +31,7 @@ from arvrm.windows import (
     permuted,
     split_episodes,
     store_fingerprint,
+    upgraded_window,
 )
 
 
@@ -40,17 +42,18 @@ def text_of(table):
     return TextTable(text, torch.ones(count, 2, dtype=torch.bool))
 
 
-def robot_windows(store, **options):
-    config = WindowConfig(**({"history": 2, "stride": 3, "chunk": 4} | options))
+def robot_windows(store, chunk=4, predicted=False, robot=None, **options):
+    config = WindowConfig(**({"history": 2, "stride": 3} | options))
     table = EpisodeTable([store], "robot", config.stride)
-    banks = [decode_frames(table, camera) for camera in ("rgb_static", "rgb_gripper")]
-    return RobotWindows(table, config, text_of(table), *banks)
+    frames = {camera.role: decode_frames(table, camera.name) for camera in table.robot.cameras}
+    return RobotWindows(table, config, text_of(table), frames, chunk, frames if predicted else None, robot)
 
 
-def human_windows(stores, keypoints=21, **options):
+def human_windows(stores, keypoints=21, horizon=1, **options):
     config = WindowConfig(**({"history": 3, "stride": 3} | options))
     table = EpisodeTable(stores, "human", config.stride)
-    return HumanWindows(table, config, keypoints, text_of(table), decode_frames(table, "rgb_static"))
+    frames = decode_frames(table, "rgb_static")
+    return HumanWindows(table, config, keypoints, text_of(table), frames, horizon=horizon)
 
 
 @pytest.fixture
@@ -160,10 +163,9 @@ def test_human_window_carries_the_pose_after_its_last_frame(tmp_path):
     assert batch["next_visible"][0].all() and not batch["next_visible"][1].any()
 
 
-def test_human_window_carries_the_poses_it_is_asked_to_foresee(tmp_path):
+def test_human_window_carries_the_poses_of_its_horizon(tmp_path):
     store = write(tmp_path / "s", [human_episode("a", steps=13)])
-    windows = human_windows([store])
-    windows.foresee = 3
+    windows = human_windows([store], horizon=3)
     batch = windows.batch(np.array([2]))  # the frame at step 6, followed by those at 9 and 12
     assert torch.equal(batch["future_keypoints"][0, :2], windows.keypoints[[9, 12]])
     assert batch["future_visible"][0].any(-1).tolist() == [True, True, False]
@@ -171,8 +173,7 @@ def test_human_window_carries_the_poses_it_is_asked_to_foresee(tmp_path):
 
 
 def test_next_images_are_given_where_stored(two_robots):
-    windows = robot_windows(two_robots)
-    windows.next_images = True
+    windows = robot_windows(two_robots, predicted=True)
     batch = windows.batch(np.array([2, 3]))
     assert batch["next_image_mask"].tolist() == [[True, True], [True, False]]
     assert torch.equal(batch["next_static"][0, 1], batch["static"][1, 1])
@@ -548,3 +549,83 @@ def test_stores_of_one_entry_are_mixed_like_one_store(tmp_path):
     assert shares.tolist() == [[0.375, 0.375], [0.25, 0.0]]
     with pytest.raises(UserError, match="3 given for 2 stores"):
         mixing_shares(table, np.arange(table.frames), [1.0, 1.0, 1.0])
+
+
+def test_a_window_has_the_cameras_that_it_is_given(two_robots):
+    table = EpisodeTable([two_robots], "robot", 3)
+    frames = {"static": decode_frames(table, "rgb_static"), "wrist": decode_frames(table, "rgb_gripper")}
+    anchors, config = np.array([2, 5]), WindowConfig()
+    one = RobotWindows(table, config, text_of(table), {"static": frames["static"]}, 4).batch(anchors)
+    two = RobotWindows(table, config, text_of(table), frames, 4, {"wrist": frames["wrist"]}).batch(anchors)
+    assert set(two) - set(one) == {"wrist", "next_wrist", "next_image_mask"}
+    assert torch.equal(one["static"], two["static"]) and two["wrist"].shape[2:] == two["next_wrist"].shape[2:]
+
+
+def test_features_stand_beside_images_of_another_camera(two_robots):
+    table = EpisodeTable([two_robots], "robot", 3)
+    means = decode_frames(table, "rgb_static", compute=lambda frames: frames.mean(axis=(1, 2)))
+    frames = {"static": means, "gripper": StoreFrames(table, "rgb_gripper")}
+    batch = RobotWindows(table, WindowConfig(), text_of(table), frames, 4).batch(np.array([2]))
+    assert batch["static_features"].shape == (1, 2, 3) and batch["gripper"].dtype == torch.uint8
+    with pytest.raises(ValueError, match="predicts images"):
+        RobotWindows(table, WindowConfig(), text_of(table), frames, 4, predicted=frames)
+
+
+def test_states_are_normalised_by_the_statistics_of_the_robot_that_is_given(two_robots):
+    given = CALVIN.with_statistics(dataclasses.asdict(CALVIN.statistics) | {"position_centre": [0.5, 0.0, 0.0]})
+    own, other = robot_windows(two_robots), robot_windows(two_robots, robot=given)
+    difference = own.components[:, 0] - other.components[:, 0]
+    assert torch.allclose(difference, torch.tensor((0.5 - 0.04) / 0.3))
+    assert torch.equal(own.actions, other.actions)
+
+
+def test_another_robot_than_the_stores_is_refused(two_robots):
+    with pytest.raises(UserError, match=r"robots: holds episodes of calvin, the network is for arm"):
+        robot_windows(two_robots, robot=dataclasses.replace(CALVIN, name="arm"))
+
+
+def test_an_array_that_some_episode_lacks_is_not_observed(tmp_path):
+    episodes = [robot_episode("a"), robot_episode("b", group="g1")]
+    del episodes[1].arrays["target_pose"]
+    windows = robot_windows(write(tmp_path / "s", episodes))
+    assert (windows.state[:, -6:] == 0).all(), "without a target the target is where the gripper is"
+
+
+def test_images_of_several_sizes_are_refused_unless_they_are_resized(tmp_path):
+    episodes = [robot_episode("a"), robot_episode("b", group="g1", size=16)]
+    table = EpisodeTable([write(tmp_path / "s", episodes)], "robot", 3)
+    for read in (decode_frames, lambda *of: StoreFrames(*of).take(np.arange(table.frames))):
+        with pytest.raises(UserError, match="give stores whose images have one size"):
+            read(table, "rgb_static")
+    assert decode_frames(table, "rgb_static", size=24).shape == (24, 24, 3)
+
+
+def test_the_cache_keeps_resized_images_apart_from_those_of_earlier_versions(tmp_path):
+    table = EpisodeTable([write(tmp_path / "s", [robot_episode("a")])], "robot", 3)
+    sizes = {None: "stored", 32: "32", 16: "16px"}  # stored are 32 pixels: only these were the same before
+    for size, name in sizes.items():
+        decode_frames(table, "rgb_static", size, tmp_path / name)
+        (file,) = (tmp_path / name).iterdir()
+        assert file.name == f"{store_fingerprint(table.stores[0])}-robot-rgb_static-{name}.npy"
+
+
+def test_windows_of_older_files_are_read():
+    old = {"history": 3, "stride": 2, "chunk": 4, "image_ahead": 5, "past_success": "hold"}
+    old |= {"image_size": None, "gripper_size": None}
+    new = {"history": 3, "stride": 2, "image_horizon": 5, "past_success": "hold"}
+    for chunk, values in ((4, old), (None, old), (4, new)):
+        assert upgraded_window(values, chunk, "file") == new
+    assert WindowConfig(**new).image_horizon == 5
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("chunk", 5, "run.json: window.chunk 5 is not the model's 4"),
+        ("image_size", 64, "run.json: window.image_size 64 is no longer supported"),
+        ("gripper_size", 32, "run.json: window.gripper_size 32 is no longer supported"),
+    ],
+)
+def test_windows_of_older_files_that_mean_something_else_are_refused(key, value, message):
+    with pytest.raises(UserError, match=message):
+        upgraded_window({"history": 2, key: value}, 4, "run.json")

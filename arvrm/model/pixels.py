@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from arvrm.model.split_batch import draw_rows
+from arvrm.resize import resize
 
 
 def fit_images(images: Tensor, size: int, shift: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -14,19 +14,14 @@ def fit_images(images: Tensor, size: int, shift: float = 0.0) -> tuple[Tensor, T
 
     Args:
         images: (B, T, H, W, 3) uint8.
-        size: pixels of the result's sides. A resize is bilinear and anti-aliased.
+        size: pixels of the result's sides. `arvrm.resize` makes it.
         shift: largest offset as a fraction of the image, drawn from torch's global generator.
 
     Returns:
         (B * T, size, size, 3) uint8, and (B, 2) float32: what to add to u, v in [-1, 1] of things in the images.
     """
-    batch, frames, height, width = images.shape[:4]
-    images = images.flatten(0, 1)
-    if (height, width) != (size, size):
-        smooth = F.interpolate(
-            images.permute(0, 3, 1, 2).float(), (size, size), mode="bilinear", antialias=True, align_corners=False
-        )
-        images = smooth.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    batch, frames = images.shape[:2]
+    images = resize(images.flatten(0, 1), size)
     reach = round(shift * size)
     if reach == 0:
         return images, torch.zeros(batch, 2, device=images.device)

@@ -15,8 +15,8 @@ from torch import nn
 
 from arvrm import processes
 from arvrm.episodes import EpisodeStore
-from arvrm.interface import UserError
-from arvrm.model.config import ModelConfig
+from arvrm.interface import Camera, UserError
+from arvrm.model.config import ModelConfig, VisionConfig
 from arvrm.model.encoders import TextEncoder, fit_images
 from arvrm.retrieval import FrozenEncoders
 from arvrm.training.config import TrainConfig
@@ -26,7 +26,7 @@ from arvrm.windows import (
     Anchors,
     AnchorSampler,
     EpisodeTable,
-    FrameBank,
+    FrameSource,
     LazyText,
     StoreFrames,
     TextTable,
@@ -162,22 +162,22 @@ def spread(anchors: np.ndarray | Anchors, count: int) -> np.ndarray:
 
 def frames_of(
     table: EpisodeTable,
-    camera: str,
+    camera: Camera,
     data: DataConfig,
     model: ModelConfig,
     encoder: nn.Module,
     train: TrainConfig,
     progress: bool,
-) -> tuple[FrameBank | StoreFrames, bool]:
-    """Return the frames of a camera, or, of a frozen encoder, its features; and which of the two.
+) -> FrameSource:
+    """Return the images of a camera, or, of a frozen encoder, its features.
 
     Features are computed where and in the precision in which training would compute them.
     """
     vision = model.vision
     by_words = vision.film or vision.modulated
     if by_words or not vision.frozen or vision.second is not None or not data.frozen_features:
-        return images_of(table, camera, data, model, progress), False
-    size = vision.static_size if camera == "rgb_static" else vision.gripper_size
+        return images_of(table, camera, data, model, progress)
+    size = _size(vision, camera)
     digest = FrozenEncoders(TextEncoder(model.text), vision, size, model.width, encoder).hash
     lower = train.precision == "bf16"
     kept = torch.float16 if data.feature_precision == "fp16" else torch.float32
@@ -197,28 +197,29 @@ def frames_of(
         return np.concatenate(out)
 
     try:
-        with progress_bar(f"features {camera}", len(table.step_of_image), progress) as bar:
+        with progress_bar(f"features {camera.name}", len(table.step_of_image), progress) as bar:
             wait = not processes.is_main() and data.cache is not None
-            return decode_frames(table, camera, None, data.cache, compute, key, bar.update, wait), True
+            return decode_frames(table, camera.name, None, data.cache, compute, key, bar.update, wait)
     finally:
         encoder.to(before).train(training)
 
 
-def images_of(
-    table: EpisodeTable, camera: str, data: DataConfig, model: ModelConfig, progress: bool
-) -> FrameBank | StoreFrames:
-    """Return the frames of a camera."""
-    vision = model.vision
-    # Reduced once when decoded, as the model would do at every step. A ViT enlarges: that is left to it.
-    size = (vision.static_size if camera == "rgb_static" else vision.gripper_size) if vision.encoder == "conv" else None
+def images_of(table: EpisodeTable, camera: Camera, data: DataConfig, model: ModelConfig, progress: bool) -> FrameSource:
+    """Return the images of a camera."""
+    # Resized once when decoded, as the model would do at every step. A ViT enlarges: that is left to it.
+    size = _size(model.vision, camera) if model.vision.encoder == "conv" else None
     in_memory = data.in_memory
     if in_memory is None:
-        height, width = (size, size) if size else table.header(0).cameras[camera]
+        height, width = (size, size) if size else table.header(0).cameras[camera.name]
         in_memory = table.frames * height * width * 3 <= IN_MEMORY_BYTES
     if not in_memory:
-        return StoreFrames(table, camera, size)
-    with progress_bar(f"frames {camera}", len(table.step_of_image), progress) as bar:
-        return decode_frames(table, camera, size, data.cache, progress=bar.update)
+        return StoreFrames(table, camera.name, size)
+    with progress_bar(f"frames {camera.name}", len(table.step_of_image), progress) as bar:
+        return decode_frames(table, camera.name, size, data.cache, progress=bar.update)
+
+
+def _size(vision: VisionConfig, camera: Camera) -> int:
+    return vision.static_size if camera.role == "static" else vision.gripper_size
 
 
 def episode_names(table: EpisodeTable, anchors: np.ndarray, most: int = 8) -> str:

@@ -44,7 +44,9 @@ from arvrm.training.log import progress_bar
 from arvrm.training.loop import Trainer, to_device
 from arvrm.training.runs import begin_run, check_run, metadata_of, saver
 from arvrm.windows import (
+    HUMAN_CAMERA,
     EpisodeTable,
+    FrameSource,
     HumanWindows,
     RobotWindows,
     Segments,
@@ -86,10 +88,6 @@ class FinetuneConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if self.window.chunk != self.model.chunk:
-            raise ValueError(
-                f"window.chunk {self.window.chunk} and model.chunk {self.model.chunk} differ; set both alike"
-            )
         if not 0.0 <= self.pretrained_rate <= 1.0:
             raise ValueError(f"pretrained_rate is {self.pretrained_rate}; give a number from 0 to 1")
         if self.pretrained_rate != 1.0 and self.pretrained is None:
@@ -149,19 +147,16 @@ class RobotData:
         self.train_episodes, held_out = split(table, data)
         encoder = TextEncoder(config.model.text)
         train = config.train
-        static, features = frames_of(table, "rgb_static", data, config.model, model.vlm.static_encoder, train, progress)
-        gripper, _ = frames_of(
-            table, "rgb_gripper", data, config.model, model.image_encoder("gripper"), train, progress
-        )
-        foresee = config.model.fwd_pred and config.model.loss.image > 0
-        pixels = None
-        if foresee and features:
-            pixels = tuple(
-                images_of(table, name, data, config.model, progress) for name in ("rgb_static", "rgb_gripper")
-            )
-        self.windows = RobotWindows(
-            table, window, text_table(table, encoder), static, gripper, features, foresee, pixels
-        )
+        frames: dict[str, FrameSource] = {}
+        predicted: dict[str, FrameSource] = {}
+        for camera in table.robot.cameras:
+            images = model.image_encoder(camera.role)
+            source = frames_of(table, camera, data, config.model, images, train, progress)
+            frames[camera.role] = source
+            if config.model.fwd_pred and config.model.loss.image > 0:
+                pixels = images_of(table, camera, data, config.model, progress) if source.features else source
+                predicted[camera.role] = pixels
+        self.windows = RobotWindows(table, window, text_table(table, encoder), frames, config.model.chunk, predicted)
         self.train = self.windows.anchors(self.train_episodes)
         self.held_out = spread(self.windows.anchors(held_out), data.validation_windows)
         self.draws = train.batch
@@ -179,10 +174,10 @@ class RobotData:
         config, table = self.config, self.windows.table
         index = ClipIndex.load(config.index)
         humans = EpisodeTable(index.open_stores(), "human", config.window.stride, config.data.cache)
-        images = features = None
+        images = None
         if config.model.loss.replay > 0:
-            images, features = frames_of(
-                humans, "rgb_static", config.data, config.model, model.vlm.static_encoder, config.train, progress
+            images = frames_of(
+                humans, HUMAN_CAMERA, config.data, config.model, model.vlm.static_encoder, config.train, progress
             )
         windows = HumanWindows(
             humans,
@@ -190,7 +185,6 @@ class RobotData:
             config.model.keypoints,
             text_table(humans, encoder),
             images,
-            bool(features),
             config.data.in_memory,
             config.model.foresee,
         )

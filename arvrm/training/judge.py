@@ -21,7 +21,15 @@ from arvrm.model.encoders import TextEncoder, fit_images
 from arvrm.model.keypoint_vlm import last_motion, last_seen
 from arvrm.training.data import DataConfig, open_stores, open_table, split, spread, text_table
 from arvrm.training.loop import to_device
-from arvrm.windows import EpisodeTable, HumanWindows, StoreFrames, WindowConfig, in_batches, store_fingerprint
+from arvrm.windows import (
+    EpisodeTable,
+    HumanWindows,
+    StoreFrames,
+    WindowConfig,
+    in_batches,
+    store_fingerprint,
+    upgraded_window,
+)
 
 PIXELS = 224
 """Side of the image in whose pixels keypoint errors are given."""
@@ -197,7 +205,8 @@ def evaluate_hands(config: EvaluateHandsConfig, progress: bool = True) -> Path:
     loaded = load_checkpoint(config.checkpoint, kind="keypoint_vlm")
     try:
         data = from_dict(DataConfig, loaded.metadata.settings["data"], "data")
-        window = from_dict(WindowConfig, loaded.metadata.settings["window"], "window")
+        window = upgraded_window(loaded.metadata.settings["window"], None, config.checkpoint)
+        window = from_dict(WindowConfig, window, "window")
         trained = {store.fingerprint for store in loaded.metadata.stores}
     except KeyError as error:
         raise UserError(f"{config.checkpoint}: does not say what it was trained on ({error}); pretrain anew") from error

@@ -16,7 +16,7 @@ from arvrm.training.distribution import MicroBatch
 from arvrm.training.judge import keypoint_errors
 from arvrm.training.loop import Trainer
 from arvrm.training.runs import begin_run, check_run, metadata_of, saver
-from arvrm.windows import HumanWindows, WindowConfig
+from arvrm.windows import HUMAN_CAMERA, HumanWindows, WindowConfig
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,10 @@ def pretrain(config: PretrainConfig, progress: bool = True) -> TrainResult:
     train, held_out = split(table, config.data)
     torch.manual_seed(config.train.seed)
     model = KeypointVLM(config.model)
-    frames, features = frames_of(
-        table, "rgb_static", config.data, config.model, model.static_encoder, config.train, progress
-    )
+    frames = frames_of(table, HUMAN_CAMERA, config.data, config.model, model.static_encoder, config.train, progress)
     text = text_table(table, TextEncoder(config.model.text))
-    joints, foresee = config.model.keypoints, config.model.foresee
-    windows = HumanWindows(table, config.window, joints, text, frames, features, config.data.in_memory, foresee)
+    joints, horizon = config.model.keypoints, config.model.foresee
+    windows = HumanWindows(table, config.window, joints, text, frames, config.data.in_memory, horizon)
     sampler = sampler_of(table, windows.anchors(train), config.data, config.train.seed)
 
     def anchors_of(step: int, micro_batch: MicroBatch) -> np.ndarray:

@@ -116,7 +116,7 @@ def check_run(config: RunConfig, stage: str) -> None:
         return
     try:
         before = json.loads(file.read_text())
-        known = to_dict(from_dict(type(config), upgraded(before["config"], str(file)), str(file)))
+        known = to_dict(from_dict(type(config), upgraded(before["config"], stage, str(file)), str(file)))
         difference = _difference(known, to_dict(config))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: is damaged ({error}); restart with --overwrite") from error

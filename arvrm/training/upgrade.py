@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from arvrm.interface import UserError
+from arvrm.windows import upgraded_window
 
 CONSTANT: dict[str, Any] = {"train.beta2": 0.99, "retrieval.exclude_same_group": False}
 """Settings of older versions that are constants now, with the value that they have."""
@@ -13,8 +14,8 @@ GONE = ("retrieval.refresh",)
 """Settings of older versions that say nothing of what was trained."""
 
 
-def upgraded(values: dict[str, Any], place: str) -> dict[str, Any]:
-    """Return a run's configuration without settings that are constants now, or gone.
+def upgraded(values: dict[str, Any], stage: str, place: str) -> dict[str, Any]:
+    """Return the configuration of a run ("pretrain", "finetune") without settings that are constants now, or gone.
 
     Raises:
         UserError: one had another value.
@@ -31,4 +32,6 @@ def upgraded(values: dict[str, Any], place: str) -> dict[str, Any]:
             raise UserError(
                 f"{place}: {name} is {value!r}, which is {constant!r} in this version; go on with the one that wrote it"
             )
-    return values
+    # Stage 1 has a chunk in both places too, and reads neither.
+    chunk = values["model"]["chunk"] if stage == "finetune" else None
+    return values | {"window": upgraded_window(values["window"], chunk, place)}

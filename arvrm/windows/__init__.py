@@ -7,9 +7,9 @@ memory-mapped cache for small data, read from the stores on demand for large.
 An *anchor* is the last frame of a window, named by its global image row; so windows end only where an image exists.
 """
 
-from arvrm.windows.config import WindowConfig
-from arvrm.windows.frames import FrameBank, StoreFrames, decode_frames
-from arvrm.windows.headers import Names, StoreHeaders, store_fingerprint
+from arvrm.windows.config import WindowConfig, upgraded_window
+from arvrm.windows.frames import FrameBank, Frames, FrameSource, StoreFrames, decode_frames
+from arvrm.windows.headers import HUMAN_CAMERA, Names, StoreHeaders, store_fingerprint
 from arvrm.windows.human import HAND_KEYPOINTS, IN_MEMORY_BYTES, HumanWindows, choose_hand
 from arvrm.windows.robot import RobotWindows
 from arvrm.windows.sampling import (
@@ -32,7 +32,10 @@ __all__ = [
     "Anchors",
     "EpisodeTable",
     "FrameBank",
+    "FrameSource",
+    "Frames",
     "HAND_KEYPOINTS",
+    "HUMAN_CAMERA",
     "HumanWindows",
     "IN_MEMORY_BYTES",
     "LazyText",
@@ -54,4 +57,5 @@ __all__ = [
     "permuted",
     "split_episodes",
     "store_fingerprint",
+    "upgraded_window",
 ]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 import weakref
 import zipfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
 from arvrm.episodes import EpisodeStore
+from arvrm.files import replacing
+from arvrm.interface import Camera, Robot
+from arvrm.robots import CALVIN
 
 
 class Names(Sequence[str]):
@@ -49,7 +51,11 @@ class Names(Sequence[str]):
     def __len__(self) -> int:
         return len(self.end)
 
-    def __getitem__(self, index):  # type: ignore[override]
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
@@ -88,6 +94,8 @@ class Coder:
 
 
 EMBODIMENTS = ("robot", "human")
+HUMAN_CAMERA = Camera("rgb_static", "static")
+"""The camera of human clips."""
 _HEADER_FORMAT = 1
 _KEPT_FROM = 1024
 """Episodes of a store from which its headers are worth keeping as arrays."""
@@ -104,6 +112,16 @@ COLUMNS = {
 }
 
 
+def robot_of(store: EpisodeStore) -> Robot:
+    """Return the robot that the store's robot episodes are of."""
+    return getattr(store, "robot", None) or CALVIN
+
+
+def static_camera(robot: Robot | None) -> str:
+    """Return the name of the camera that overlooks the scene; None: in human clips."""
+    return (HUMAN_CAMERA if robot is None else next(c for c in robot.cameras if c.role == "static")).name
+
+
 @dataclass(frozen=True)
 class StoreHeaders:
     """The headers of a store as arrays, E episodes (play and both embodiments included) and F frames.
@@ -112,7 +130,7 @@ class StoreHeaders:
         fingerprint: 16 hex digits that change when the store's manifest, episodes or their lengths change.
         names: "ids" (one an episode), and the different "tasks", "sentences" and "groups".
         columns: (E,) each: task, sentence and group (numbers of the names), embodiment (0 robot, 1 human), steps,
-            frames, fps, height and width of `rgb_static`.
+            frames, fps, height and width of the static camera's images.
         image_steps: (F,) int32, the episode's own step at which each frame was taken.
     """
 
@@ -144,11 +162,12 @@ class StoreHeaders:
         coders = {"tasks": Coder(), "sentences": Coder(), "groups": Coder()}
         columns = {name: array(kind) for name, kind in COLUMNS.items()}
         image_steps, letters, ends = array("i"), bytearray(), array("q")
+        overlooking = {"robot": static_camera(robot_of(store)), "human": static_camera(None)}
         for header in store.headers():
             digest.update(f"{header.id}\t{header.steps}\t{header.frames}\t{header.instruction}\n".encode())
             letters += header.id.encode()
             ends.append(len(letters))
-            height, width = header.cameras.get("rgb_static", (0, 0))
+            height, width = header.cameras.get(overlooking[header.embodiment], (0, 0))
             row = {
                 "task": coders["tasks"](header.task),
                 "sentence": coders["sentences"](header.instruction),
@@ -174,15 +193,8 @@ class StoreHeaders:
         values = {"fingerprint": np.array(self.fingerprint), "image_steps": self.image_steps, **self.columns}
         for name, names in self.names.items():
             values |= {f"{name}_text": names.text, f"{name}_end": names.end}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp.npz")
-        os.close(handle)
-        try:
-            np.savez(temporary, **values)
-            os.replace(temporary, file)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+        with replacing(file) as partial, open(partial, "wb") as stream:
+            np.savez(stream, **values)
 
     @classmethod
     def _load(cls, file: Path) -> StoreHeaders:

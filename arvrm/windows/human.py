@@ -8,7 +8,7 @@ import torch
 from arvrm.hands.coordinates import normalise_keypoints
 from arvrm.interface import HumanBatch, UserError
 from arvrm.windows.config import WindowConfig
-from arvrm.windows.frames import FrameBank, StoreFrames
+from arvrm.windows.frames import FrameSource, batch_key
 from arvrm.windows.sampling import Anchors
 from arvrm.windows.table import EpisodeTable
 from arvrm.windows.text import LazyText, TextTable
@@ -55,11 +55,10 @@ class HumanWindows:
         table: human episodes.
         keypoints: K of the model, 21 or 42.
         text: embeddings of `table.sentences`.
-        frames: images (static) or frozen features of them, by image row; None: keypoints only.
-        features: `frames` holds features, not images.
+        frames: of the static camera; None: keypoints only.
         in_memory: read all keypoints now; False: read a batch's from the stores when it is asked for, which gives the
             same batches; None: now, if they take at most `IN_MEMORY_BYTES`.
-        foresee: frames after the window that `batch` gives the keypoints of; 1: only the next one's.
+        horizon: frames after the window that `batch` gives the keypoints of; 1: only the next one's.
 
     Attributes:
         keypoints, visible: (N, K, 3) float32, normalised, and (N, K) bool, if they are in memory; else None.
@@ -71,23 +70,23 @@ class HumanWindows:
         config: WindowConfig,
         keypoints: int,
         text: TextTable | LazyText,
-        frames: FrameBank | StoreFrames | None,
-        features: bool = False,
+        frames: FrameSource | None,
         in_memory: bool | None = None,
-        foresee: int = 1,
+        horizon: int = 1,
     ) -> None:
-        self.table, self.config, self.text, self.frames, self.features = table, config, text, frames, features
-        self.joints, self.foresee = keypoints, foresee
-        self.keypoints = self.visible = None
+        self.table, self.config, self.text, self.frames = table, config, text, frames
+        self.joints, self.horizon = keypoints, horizon
+        self.keypoints: torch.Tensor | None = None
+        self.visible: torch.Tensor | None = None
         if in_memory is None:
             in_memory = table.steps * keypoints * 13 <= IN_MEMORY_BYTES
         if in_memory:
             points = np.empty((table.steps, keypoints, 3), dtype=np.float32)
-            seen = np.empty((table.steps, keypoints), dtype=bool)
+            visible = np.empty((table.steps, keypoints), dtype=bool)
             for episode in range(len(table)):
                 here = slice(table.step_start[episode], table.step_start[episode + 1])
-                points[here], seen[here] = self._read(episode)
-            self.keypoints, self.visible = torch.from_numpy(points), torch.from_numpy(seen)
+                points[here], visible[here] = self._read(episode)
+            self.keypoints, self.visible = torch.from_numpy(points), torch.from_numpy(visible)
 
     def _read(self, episode: int, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the normalised keypoints of an episode (of all its steps, or of `rows`), and which are visible."""
@@ -101,7 +100,7 @@ class HumanWindows:
 
     def poses(self, steps: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keypoints steps.shape + (K, 3), normalised, and visible steps.shape + (K,) at global steps."""
-        if self.keypoints is not None:
+        if self.keypoints is not None and self.visible is not None:
             index = torch.from_numpy(steps)
             return self.keypoints[index], self.visible[index]
         flat, inverse = np.unique(steps, return_inverse=True)
@@ -143,7 +142,7 @@ class HumanWindows:
 
         Args:
             rows: (..., T) global image rows; mask: (..., T), False for padding; episodes: (...) whose text is given.
-            images: give what only stage 1 reads as well: images, and the poses that it foresees.
+            images: give what only stage 1 reads as well: images, and the poses of the horizon.
         """
         steps = self.table.step_of_image[rows]
         following = steps[..., -1] + self.table.frame_stride[episodes]
@@ -160,8 +159,8 @@ class HumanWindows:
             "next_visible": visible[..., -1, :] & torch.from_numpy(exists)[..., None],
             "frame_mask": torch.from_numpy(np.ascontiguousarray(mask)),
         }
-        if images and self.foresee > 1:
-            out["future_keypoints"], out["future_visible"] = self.future(rows[..., -1], self.foresee)
+        if images and self.horizon > 1:
+            out["future_keypoints"], out["future_visible"] = self.future(rows[..., -1], self.horizon)
         if images and self.frames is not None:
-            out["static_features" if self.features else "static"] = torch.from_numpy(self.frames.take(rows))
+            out[batch_key("static", self.frames)] = torch.from_numpy(self.frames.take(rows))
         return out

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from arvrm.interface import LANDMARK_UNIT_M, RobotBatch
-from arvrm.robots import CALVIN
+from arvrm.interface import Robot, RobotBatch, UserError
 from arvrm.windows.config import WindowConfig
-from arvrm.windows.frames import FrameBank, StoreFrames
+from arvrm.windows.frames import Frames, batch_key
 from arvrm.windows.segments import Segments
 from arvrm.windows.table import EpisodeTable
 from arvrm.windows.text import LazyText, TextTable
@@ -18,9 +17,22 @@ class RobotWindows:
     """Robot episodes as `RobotBatch`es (without `clips`).
 
     Args:
-        static, gripper: images or frozen features by image row; `features` says which.
-        next_images: give the frames `image_ahead` strides later too, for the image-prediction head.
-        ahead: banks of images from which those are taken where `static` and `gripper` hold features.
+        table: robot episodes.
+        text: embeddings of `table.sentences`.
+        frames: of every camera that is observed, by its role.
+        chunk: C, actions given from each frame.
+        predicted: images, never features, of the cameras whose frames `config.image_horizon` strides later are given
+            too, to be predicted; empty: none.
+        robot: the table's, with the statistics by which a network was or will be trained; None: the table's own.
+
+    Attributes (N steps, F frames of the table):
+        state, components, actions: (N, Ds), (N, S) and (N, A) float32, as the robot encodes them.
+        landmarks, landmark_mask, offsets: (F, L, 2) in [-1, 1], (F, L) bool and (F, L, 3), as in `RobotBatch`; None
+            where some episode has none.
+
+    Raises:
+        UserError: `robot` is not the stores'.
+        ValueError: `predicted` holds features.
     """
 
     def __init__(
@@ -28,25 +40,20 @@ class RobotWindows:
         table: EpisodeTable,
         config: WindowConfig,
         text: TextTable | LazyText,
-        static: FrameBank | StoreFrames,
-        gripper: FrameBank | StoreFrames | None,
-        features: bool = False,
-        next_images: bool = False,
-        ahead: tuple[FrameBank | StoreFrames, FrameBank | StoreFrames] | None = None,
+        frames: Frames,
+        chunk: int,
+        predicted: Frames | None = None,
+        robot: Robot | None = None,
     ) -> None:
-        if next_images and features and ahead is None:
-            raise ValueError("frames to foresee are images, and the banks hold features; give `ahead`")
-        self.next_images = next_images
-        banks = zip(("static", "gripper"), ahead or (static, gripper), strict=True)
-        self.ahead = {name: bank for name, bank in banks if bank is not None}
-        self.table, self.config, self.text = table, config, text
-        self.static, self.gripper, self.features = static, gripper, features
-        robot_obs = table.array("robot_obs")
-        target = table.array("target_pose", optional=True)
-        state = {"robot_obs": robot_obs} | ({} if target is None else {"target_pose": target})
-        self.state = torch.from_numpy(CALVIN.encode_state(state))
-        self.components = torch.from_numpy(CALVIN.encode_components(state))
-        self.actions = torch.from_numpy(table.array("actions"))
+        self.robot = _the_same(table, robot)
+        self.table, self.config, self.text, self.chunk = table, config, text, chunk
+        self.frames, self.predicted = dict(frames), dict(predicted or {})
+        if any(source.features for source in self.predicted.values()):
+            raise ValueError("predicted: a network predicts images, not features; give their images")
+        state = self._state()
+        self.state = torch.from_numpy(self.robot.encode_state(state))
+        self.components = torch.from_numpy(self.robot.encode_components(state))
+        self.actions = torch.from_numpy(self.robot.encode_actions(table.array("actions")))
         # (E,) global rows from which on actions are not the task's, and whether the last one before them goes on.
         self.done = table.step_start[1:].copy()
         self.held = np.zeros(len(table), dtype=bool)
@@ -56,23 +63,35 @@ class RobotWindows:
                 if success:
                     self.done[episode] = min(self.done[episode], table.step_start[episode] + success)
                     self.held[episode] = True
-        self.landmarks = self.landmark_mask = None
-        pixels = table.array("landmark_pixels", optional=True)
-        if pixels is not None:
-            sizes = np.array([self._static_size(episode) for episode in range(len(table))], dtype=np.float32)
-            pixels = pixels[table.step_of_image] * 2.0 / sizes[table.episode_of_image][:, None] - 1.0
-            known = np.isfinite(pixels).all(axis=-1)
-            self.landmarks = torch.from_numpy(np.where(known[..., None], pixels, 0.0).astype(np.float32))
-            self.landmark_mask = torch.from_numpy(known)
-        self.offsets = None
-        places = table.array("landmarks", optional=True)
-        if places is not None and pixels is not None:
-            offsets = (places - robot_obs[:, None, :3])[table.step_of_image] / LANDMARK_UNIT_M
-            self.offsets = torch.from_numpy(offsets.astype(np.float32))
+        self._read_landmarks(state)
 
-    def _static_size(self, episode: int) -> tuple[int, int]:
-        height, width = self.table.static_size[episode].tolist()
-        return width, height
+    def _state(self) -> dict[str, np.ndarray]:
+        """Return the observed arrays (N, ...) that every episode has."""
+        state: dict[str, np.ndarray] = {}
+        for name in self.robot.observed:
+            required = self.robot.arrays[name].required
+            values = self.table.array(name) if required else self.table.optional_array(name)
+            if values is not None:
+                state[name] = values
+        return state
+
+    def _read_landmarks(self, state: dict[str, np.ndarray]) -> None:
+        self.landmarks: torch.Tensor | None = None
+        self.landmark_mask: torch.Tensor | None = None
+        self.offsets: torch.Tensor | None = None
+        table = self.table
+        pixels = table.optional_array("landmark_pixels")
+        if pixels is None:
+            return
+        sizes = table.static_size[:, ::-1].astype(np.float32)
+        pixels = pixels[table.step_of_image] * 2.0 / sizes[table.episode_of_image][:, None] - 1.0
+        known = np.isfinite(pixels).all(axis=-1)
+        self.landmarks = torch.from_numpy(np.where(known[..., None], pixels, 0.0).astype(np.float32))
+        self.landmark_mask = torch.from_numpy(known)
+        places = table.optional_array("landmarks")
+        if places is not None:
+            shown = {name: values[table.step_of_image] for name, values in (state | {"landmarks": places}).items()}
+            self.offsets = torch.from_numpy(self.robot.landmark_offsets(shown).astype(np.float32))
 
     def anchors(self, episodes: np.ndarray) -> np.ndarray:
         """Return the frames of `episodes` that can end a window: all, or those before success; see `past_success`."""
@@ -107,19 +126,18 @@ class RobotWindows:
             if name in out:
                 out[name] = out[name] & live.view(-1, *[1] * (out[name].dim() - 1))
         read = count + config.history - 1
-        ahead = config.image_ahead if self.next_images else 0
-        steps = newest + np.arange(1 - read, ahead + 1) * stride
+        horizon = config.image_horizon if self.predicted else 0
+        steps = newest + np.arange(1 - read, horizon + 1) * stride
         rows = table.image_of_step[np.clip(steps, first, end - 1)]
-        out["segments"] = {}
-        for name, bank in (("static", self.static), ("gripper", self.gripper)):
-            if bank is None:
-                continue
-            if self.features:
-                out["segments"][f"{name}_features"] = torch.from_numpy(bank.take(rows[:, :read]))
-                if self.next_images:
-                    out["segments"][name] = torch.from_numpy(self.ahead[name].take(rows[:, -read:]))
-            else:
-                out["segments"][name] = torch.from_numpy(bank.take(rows))
+        shared: dict[str, torch.Tensor] = {}
+        # Of images the same run holds what is observed and what is predicted; beside features only the latter.
+        for role, source in self.frames.items():
+            observed = rows[:, :read] if source.features else rows
+            shared[batch_key(role, source)] = torch.from_numpy(source.take(observed))
+        for role, source in self.predicted.items():
+            if role not in shared:
+                shared[role] = torch.from_numpy(source.take(rows[:, -read:]))
+        out["segments"] = shared
         return out
 
     def batch(self, anchors: np.ndarray, images: bool = True) -> RobotBatch:
@@ -129,7 +147,7 @@ class RobotWindows:
         episode = table.episode_of_image[anchors]
         end = table.step_start[episode + 1][:, None]
         steps = table.step_of_image[rows]
-        chunk = steps[:, :, None] + np.arange(config.chunk)
+        chunk = steps[:, :, None] + np.arange(self.chunk)
         following = steps + table.frame_stride[episode][:, None]
         text, text_mask = self.text.take(table.sentence[episode])
         at = torch.from_numpy(steps)
@@ -147,18 +165,31 @@ class RobotWindows:
             "next_mask": torch.from_numpy((following < end) & mask),
             "clips": None,
         }
-        for name, bank in (("static", self.static), ("gripper", self.gripper)):
-            if bank is not None and images:
-                out[f"{name}_features" if self.features else name] = torch.from_numpy(bank.take(rows))
-        if self.next_images:
-            seen = steps + config.image_ahead * table.frame_stride[episode][:, None]
-            later = table.image_of_step[np.minimum(seen, end - 1)]
+        if images:
+            for role, source in self.frames.items():
+                out[batch_key(role, source)] = torch.from_numpy(source.take(rows))
+        if self.predicted:
+            wanted = steps + config.image_horizon * table.frame_stride[episode][:, None]
+            later = table.image_of_step[np.minimum(wanted, end - 1)]
             if images:
-                out |= {f"next_{name}": torch.from_numpy(bank.take(later)) for name, bank in self.ahead.items()}
-            out["next_image_mask"] = torch.from_numpy((table.step_of_image[later] == seen) & mask)
-        if self.landmarks is not None:
+                for role, source in self.predicted.items():
+                    out[f"next_{role}"] = torch.from_numpy(source.take(later))
+            out["next_image_mask"] = torch.from_numpy((table.step_of_image[later] == wanted) & mask)
+        if self.landmarks is not None and self.landmark_mask is not None:
             out["landmark_pixels"] = self.landmarks[torch.from_numpy(rows)]
             out["landmark_mask"] = self.landmark_mask[torch.from_numpy(rows)]
         if self.offsets is not None:
             out["landmark_offsets"] = self.offsets[torch.from_numpy(rows)]
         return out
+
+
+def _the_same(table: EpisodeTable, robot: Robot | None) -> Robot:
+    """Return the robot by which to encode the table's episodes."""
+    if table.robot is None:
+        raise ValueError("the table holds human clips; give one of robot episodes")
+    if robot is not None and robot.name != table.robot.name:
+        raise UserError(
+            f"{table.stores[0].path}: holds episodes of {table.robot.name}, the network is for {robot.name}; give "
+            f"stores of {robot.name}, or train anew"
+        )
+    return robot or table.robot

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from arvrm.interface import UserError
 from arvrm.windows.table import EpisodeTable
@@ -83,7 +84,7 @@ class Anchors:
     def __len__(self) -> int:
         return int(self.end[-1]) if len(self.end) else 0
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: slice | int | np.integer | np.ndarray) -> np.ndarray:
         if isinstance(index, slice):
             index = np.arange(*index.indices(len(self)))
         index = np.asarray(index)
@@ -91,7 +92,7 @@ class Anchors:
         run = np.searchsorted(self.end, index, side="right")
         return self.first[run] + index - (self.end - self.count)[run]
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or np.int64, copy=False)
 
     def tolist(self) -> list[int]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from arvrm.episodes import EpisodeHeader, EpisodeStore
-from arvrm.interface import CONTROL_HZ, UserError
-from arvrm.windows.headers import COLUMNS, EMBODIMENTS, Coder, Names, StoreHeaders
+from arvrm.interface import CONTROL_HZ, Robot, UserError
+from arvrm.windows.headers import COLUMNS, EMBODIMENTS, Coder, Names, StoreHeaders, robot_of, static_camera
 
 
 class _Lookup:
@@ -22,13 +22,13 @@ class _Lookup:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, rows: Any) -> Any:
+    def __getitem__(self, rows: slice | int | np.integer | np.ndarray) -> np.ndarray:
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(self._length))
         rows = np.asarray(rows)
         return self._find(np.flatnonzero(rows) if rows.dtype == bool else rows)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> np.ndarray:
         return self._find(np.arange(self._length)).astype(dtype or np.int64, copy=False)
 
 
@@ -38,6 +38,7 @@ class EpisodeTable:
     It holds 4 bytes a frame, and some 60 and its name an episode; no Python object for any of them.
 
     Attributes (E episodes, N steps, F stored frames, all stores together):
+        robot: the one that all stores' robot episodes are of; None in a table of humans.
         ids, tasks, sentences, groups: names; `task`, `sentence`, `group`, `store`: (E,) int32 indices into them.
         entry: (E,) int32, to which of the stores named together (see `entries`) it belongs.
         step_start, image_start: (E + 1,) int64, where each episode's steps and frames begin.
@@ -45,12 +46,15 @@ class EpisodeTable:
         image_of_step: int64 by step, 0..N-1: the episode's latest frame at or before it (its first frame for earlier
             steps).
         frame_stride: (E,) int64, episode steps between two frames of a window.
-        static_size: (E, 2) int32, height and width of `rgb_static`.
+        static_size: (E, 2) int32, height and width of the static camera's images.
 
     Args:
-        stride: control steps between two frames of a window.
+        stride: control steps between two frames of a window, at the robot's `control_hz`, or, of humans, CONTROL_HZ.
         cache: folder that keeps the headers as arrays, so that the next start does not read them one by one.
         entries: one number a store: those with the same number are mixed like one store. None: each is its own.
+
+    Raises:
+        UserError: no store, no such episode in any, or stores of two robots.
     """
 
     def __init__(
@@ -96,7 +100,9 @@ class EpisodeTable:
         self.task, self.sentence, self.group = column["task"], column["sentence"], column["group"]
         self.store = column["store"]
         self.entry = self.entries[self.store]
-        self.frame_stride = np.maximum(1, np.round(stride * column["fps"] / CONTROL_HZ)).astype(np.int64)
+        self.robot = self._common_robot() if embodiment == "robot" else None
+        rate = CONTROL_HZ if self.robot is None else self.robot.control_hz
+        self.frame_stride = np.maximum(1, np.round(stride * column["fps"] / rate)).astype(np.int64)
         self.static_size = np.stack([column["height"], column["width"]], axis=1)
         self.step_start = np.concatenate([[0], np.cumsum(column["steps"])]).astype(np.int64)
         self.image_start = np.concatenate([[0], np.cumsum(column["frames"])]).astype(np.int64)
@@ -105,6 +111,17 @@ class EpisodeTable:
         self.episode_of_image = _Lookup(self.frames, self._episode_of_image)
         self.step_of_image = _Lookup(self.frames, lambda rows: self._steps_of_images[rows].astype(np.int64))
         self.image_of_step = _Lookup(self.steps, self._image_of_step)
+
+    def _common_robot(self) -> Robot:
+        first, *others = (self.stores[number] for number in np.unique(self.store))
+        robot = robot_of(first)
+        for store in others:
+            if robot_of(store).name != robot.name:
+                raise UserError(
+                    f"{first.path} holds episodes of {robot.name}, {store.path} of {robot_of(store).name}; "
+                    "give stores of one robot"
+                )
+        return robot
 
     def _global_steps(self, parts: list[np.ndarray]) -> np.ndarray:
         """Return the global step of every frame, ascending, in 4 bytes where they suffice."""
@@ -140,13 +157,23 @@ class EpisodeTable:
     def header(self, episode: int) -> EpisodeHeader:
         return self.stores[self.store[episode]].header(self.ids[episode])
 
-    def array(self, name: str, optional: bool = False) -> np.ndarray | None:
-        """Return the step array `name` of all episodes, (N, ...). None if optional and some episode lacks it."""
-        if optional and not all(name in self.header(episode).arrays for episode in range(len(self))):
-            return None
+    def image_sizes(self, camera: str, episodes: np.ndarray) -> set[tuple[int, int]]:
+        """Return the different (height, width) of a camera's images in these episodes, as stored."""
+        if camera == static_camera(self.robot):
+            return {(int(height), int(width)) for height, width in np.unique(self.static_size[episodes], axis=0)}
+        return {self.header(int(episode)).cameras.get(camera, (0, 0)) for episode in episodes}
+
+    def array(self, name: str) -> np.ndarray:
+        """Return the step array `name` of all episodes, (N, ...)."""
         return np.concatenate(
             [self.stores[number].arrays(i, [name])[name] for i, number in zip(self.ids, self.store, strict=True)]
         )
+
+    def optional_array(self, name: str) -> np.ndarray | None:
+        """Return the same, or None if some episode lacks it."""
+        if all(name in self.header(episode).arrays for episode in range(len(self))):
+            return self.array(name)
+        return None
 
     def window_frames(self, anchors: np.ndarray, history: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the frames of windows that end at `anchors`.
@@ -162,6 +189,6 @@ class EpisodeTable:
         steps = self.step_of_image[anchors][:, None] - back * self.frame_stride[episode][:, None]
         first = self.step_start[episode][:, None]
         # A frame stored after the episode's first step is still its first frame: steps before it are padding.
-        first_seen = self.step_of_image[self.image_start[episode]][:, None]
-        mask = steps >= np.maximum(first, first_seen)
+        first_frame = self.step_of_image[self.image_start[episode]][:, None]
+        mask = steps >= np.maximum(first, first_frame)
         return self.image_of_step[np.maximum(steps, first)], mask
