@@ -156,7 +156,9 @@ class RobotData:
             if config.model.fwd_pred and config.model.loss.image > 0:
                 pixels = images_of(table, camera, data, config.model, progress) if source.features else source
                 predicted[camera.role] = pixels
-        self.windows = RobotWindows(table, window, text_table(table, encoder), frames, config.model.chunk, predicted)
+        self.windows = RobotWindows(
+            table, window, text_table(table, encoder), frames, config.model.chunk, predicted, model.robot
+        )
         self.train = self.windows.anchors(self.train_episodes)
         self.held_out = spread(self.windows.anchors(held_out), data.validation_windows)
         self.draws = train.batch
