@@ -77,7 +77,7 @@ def test_every_verb_explains_each_of_its_settings(verb, capsys):
             f" {setting.name}, ",
         ]
         assert any(form in printed for form in shown), f"{setting.name} is not there"
-        if not is_section(hints[setting.name]) and setting.name != "calvin_root":
+        if not is_section(hints[setting.name]):
             assert texts.get(setting.name), f"{setting.name} has no help"
             assert texts[setting.name][:40] in printed.replace("- ", "-"), f"{setting.name}'s help is not there"
 

@@ -38,9 +38,10 @@ class EvaluateConfig:
         checkpoint: folder of the learnt policy. index: retrieval index, if the policy retrieves at rollout.
         execute_steps: actions of a chunk executed before planning again; None: the checkpoint's own.
         protocol: chains (LH-MTLC) or single (every task alone, from `starts` random starts).
-        scene: A, B, C or D. assets: builtin, or calvin: an official checkout at calvin_root (None: environment variable
-            CALVIN_ROOT). renderer: tiny, egl, or auto (egl where it works); choose the one that rendered the training
-            data.
+        scene: A, B, C or D.
+        assets: builtin, or calvin: those of an official checkout.
+        calvin_root: that checkout; None: environment variable CALVIN_ROOT.
+        renderer: tiny, egl, or auto (egl where it works); choose the one that rendered the training data.
         camera_shift: robustness switch: moves the static camera by `metres` in a random direction and turns it by
             `degrees` about a random axis, both drawn from `seed`.
         lighting: robustness switch: direction (3, towards the light), colour (3), distance, ambient, diffuse, specular.
