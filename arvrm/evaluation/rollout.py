@@ -96,7 +96,7 @@ class Rollout:
                 info = self.world.step(action)
             self.steps[-1] = step + 1
             with self.clock("oracle"):
-                success = self.world.completed(start_info, info, task)
+                success = bool(self.world.completed(start_info, info, task))
             if success:
                 break
         if film is not None:

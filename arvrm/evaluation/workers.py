@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import multiprocessing.connection
 import signal
@@ -36,7 +37,8 @@ def work(
     with contextlib.suppress(*GONE):  # without its parent, nothing of this chain is recorded
         try:
             world = _opened(make_world, config, spec)
-            connection.send(("ready", {"robot": world.robot.name, **world.describe()}))
+            described = json.dumps({"robot": world.robot.name, **world.describe()})
+            connection.send(("ready", json.loads(described)))
         except Exception as error:
             connection.send(("fatal", one_line(error, isinstance(error, UserError))))
             return
