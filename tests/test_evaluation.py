@@ -186,6 +186,48 @@ def test_dead_and_failing_simulators_count_as_failures_and_are_reported_apart(tm
     assert "chain 3 crashed" in capfd.readouterr().err
 
 
+class HuntedWorld(SmallWorld):
+    """Its process is killed from outside while it does the chains that a file names, once for each line."""
+
+    def step(self, action):
+        hunted = Path(os.environ["HUNTED"])
+        lines = hunted.read_text().split()
+        if str(self.job.index) in lines and self.steps == 12:
+            lines.remove(str(self.job.index))
+            hunted.write_text("\n".join(lines))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+def test_chain_whose_simulator_was_killed_from_outside_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("HUNTED", str(tmp_path / "hunted"))
+    (tmp_path / "hunted").write_text("0 2")
+    path = evaluate(Steady, config(tmp_path), HuntedWorld, jobs(3))
+    assert outcomes(path) == outcomes(evaluate(Steady, config(tmp_path / "calm"), SmallWorld, jobs(3)))
+
+
+def test_chain_whose_simulator_was_killed_twice_is_left_out_until_resume(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HUNTED", str(tmp_path / "hunted"))
+    (tmp_path / "hunted").write_text("1 1")
+    with pytest.raises(UserError, match="chains 1 left out.*--resume") as caught:
+        evaluate(Steady, config(tmp_path), HuntedWorld, jobs(3))
+    assert "\n" not in str(caught.value) and "chain 1 left out" in capfd.readouterr().err
+    assert not (tmp_path / "results.json").exists()
+    log = (tmp_path / "results.chains.jsonl").read_text().splitlines()[1:]
+    assert [json.loads(line)["index"] for line in log] == [0, 2]
+    path = evaluate(Steady, config(tmp_path, resume=True), HuntedWorld, jobs(3))
+    assert outcomes(path) == outcomes(evaluate(Steady, config(tmp_path / "calm"), SmallWorld, jobs(3)))
+
+
+def test_results_made_from_a_whole_log_alone_say_which_simulator_it_was(tmp_path):
+    settings = config(tmp_path, policy="expert")
+    first = load_results(evaluate(None, settings, SmallWorld, jobs(2)))["versions"]
+    assert first["simulator"] == "small" and first["assets"] == "none" and first["robot"] == "calvin"
+    (tmp_path / "results.json").unlink()
+    again = load_results(evaluate(None, dataclasses.replace(settings, resume=True), SmallWorld, jobs(2)))["versions"]
+    assert again == first
+
+
 class Moody(Steady):
     """Fails on chain 1, whoever else is in the batch."""
 
