@@ -3,6 +3,7 @@ import time
 
 import numpy as np
 import pytest
+import second_robot
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -629,3 +630,33 @@ def test_windows_of_older_files_are_read():
 def test_windows_of_older_files_that_mean_something_else_are_refused(key, value, message):
     with pytest.raises(UserError, match=message):
         upgraded_window({"history": 2, key: value}, 4, "run.json")
+
+
+def test_windows_of_another_robot_have_its_rate_cameras_and_encodings(tmp_path):
+    robot, store = second_robot.ROBOT, second_robot.store(tmp_path / "s")
+    windows = robot_windows(store, chunk=2, predicted=True)
+    assert windows.table.robot is robot and windows.table.frame_stride.tolist() == [3] * 6, "three steps of its 20 Hz"
+    assert windows.table.static_size.tolist() == [[32, 32]] * 6
+    batch = windows.batch(np.array([2]))  # step 6 of the first episode, and step 3
+    arrays = store.arrays(windows.table.ids[0])
+    rows = [3, 6]
+    assert np.array_equal(batch["state"][0].numpy(), robot.encode_state({"state": arrays["state"][rows]}))
+    assert np.array_equal(batch["components"][0].numpy(), batch["state"][0].numpy())
+    chunks = np.stack([arrays["actions"][row : row + 2] for row in rows])
+    assert (
+        np.array_equal(batch["actions"][0].numpy(), robot.encode_actions(chunks))
+        and not batch["actions"].eq(torch.from_numpy(chunks)).all()
+    )
+    for camera in robot.cameras:
+        stored = store.frames(windows.table.ids[0], camera.name, [1, 2])
+        assert np.array_equal(batch[camera.role][0].numpy(), stored) and f"next_{camera.role}" in batch
+    one = robot_windows(second_robot.store(tmp_path / "one", second_robot.ONE_CAMERA)).batch(np.array([2]))
+    assert one["actions"].shape == (1, 2, 4, 2) and "static" in one and "wrist" not in one
+
+
+def test_two_robots_in_one_table_are_refused(tmp_path):
+    stores = [robot_store(tmp_path / "a"), second_robot.store(tmp_path / "b")]
+    with pytest.raises(UserError, match=r"a holds episodes of calvin, .*b of four-joints; give stores of one robot"):
+        EpisodeTable(stores, "robot", 3)
+    people = EpisodeTable([human_store(tmp_path / "h")], "human", 3)
+    assert people.robot is None

@@ -153,7 +153,7 @@ def validate_episode(episode: Episode) -> None:
     if steps == 0:
         raise UserError(f"{place}: it has no steps; leave it out")
     if episode.embodiment == "robot":
-        for name in ("actions", "executed"):
+        for name in [name for name in ("actions", "executed") if name in episode.arrays]:
             robots.named(episode.robot, place).check_actions(f"{place}: {name}", episode.arrays[name])
     elif episode.arrays["keypoints"].shape[1] != episode.arrays["visible"].shape[1]:
         shapes = f"{episode.arrays['keypoints'].shape[1]} and {episode.arrays['visible'].shape[1]}"

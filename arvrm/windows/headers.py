@@ -15,10 +15,9 @@ from typing import overload
 
 import numpy as np
 
-from arvrm.episodes import EpisodeStore
+from arvrm.episodes import HAND_CAMERAS, EpisodeStore
 from arvrm.files import replacing
 from arvrm.interface import Camera, Robot
-from arvrm.robots import CALVIN
 
 
 class Names(Sequence[str]):
@@ -94,7 +93,7 @@ class Coder:
 
 
 EMBODIMENTS = ("robot", "human")
-HUMAN_CAMERA = Camera("rgb_static", "static")
+HUMAN_CAMERA = Camera(HAND_CAMERAS[0], "static")
 """The camera of human clips."""
 _HEADER_FORMAT = 1
 _KEPT_FROM = 1024
@@ -110,11 +109,6 @@ COLUMNS = {
     "height": "i",
     "width": "i",
 }
-
-
-def robot_of(store: EpisodeStore) -> Robot:
-    """Return the robot that the store's robot episodes are of."""
-    return getattr(store, "robot", None) or CALVIN
 
 
 def static_camera(robot: Robot | None) -> str:
@@ -162,12 +156,14 @@ class StoreHeaders:
         coders = {"tasks": Coder(), "sentences": Coder(), "groups": Coder()}
         columns = {name: array(kind) for name, kind in COLUMNS.items()}
         image_steps, letters, ends = array("i"), bytearray(), array("q")
-        overlooking = {"robot": static_camera(robot_of(store)), "human": static_camera(None)}
+        static = {"human": static_camera(None)}
         for header in store.headers():
             digest.update(f"{header.id}\t{header.steps}\t{header.frames}\t{header.instruction}\n".encode())
             letters += header.id.encode()
             ends.append(len(letters))
-            height, width = header.cameras.get(overlooking[header.embodiment], (0, 0))
+            if header.embodiment not in static:  # the first robot episode: only now, since it may take all headers
+                static[header.embodiment] = static_camera(store.robot)
+            height, width = header.cameras.get(static[header.embodiment], (0, 0))
             row = {
                 "task": coders["tasks"](header.task),
                 "sentence": coders["sentences"](header.instruction),

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike
 
 from arvrm.episodes import EpisodeHeader, EpisodeStore
 from arvrm.interface import CONTROL_HZ, Robot, UserError
-from arvrm.windows.headers import COLUMNS, EMBODIMENTS, Coder, Names, StoreHeaders, robot_of, static_camera
+from arvrm.windows.headers import COLUMNS, EMBODIMENTS, Coder, Names, StoreHeaders, static_camera
 
 
 class _Lookup:
@@ -114,14 +114,14 @@ class EpisodeTable:
 
     def _common_robot(self) -> Robot:
         first, *others = (self.stores[number] for number in np.unique(self.store))
-        robot = robot_of(first)
         for store in others:
-            if robot_of(store).name != robot.name:
+            if store.robot_name != first.robot_name:
                 raise UserError(
-                    f"{first.path} holds episodes of {robot.name}, {store.path} of {robot_of(store).name}; "
+                    f"{first.path} holds episodes of {first.robot_name}, {store.path} of {store.robot_name}; "
                     "give stores of one robot"
                 )
-        return robot
+        assert first.robot is not None, "it holds robot episodes"
+        return first.robot
 
     def _global_steps(self, parts: list[np.ndarray]) -> np.ndarray:
         """Return the global step of every frame, ascending, in 4 bytes where they suffice."""
