@@ -64,7 +64,7 @@ def read_arguments(
         UserError: an unknown flag or key (the nearest is named), a value of another type, a setting that is missing.
         SystemExit: after --help or --show-config.
     """
-    shapes = [_Shape(kind, field.name, field.name in positional) for field in dataclasses.fields(kind)]
+    shapes = _shapes(kind, positional)
     parser = _parser(kind, shapes, Parser(verb, description), aliases or {})
     parsed = vars(parser.parse_intermixed_args(list(arguments)))
     file, show, words = parsed.pop(_FILE), parsed.pop(_SHOW), parsed.pop(_OVERRIDES)
@@ -163,6 +163,10 @@ class _Shape:
             if numbers or kind in (int, float):
                 return _number(words[0])
         return words[0]
+
+
+def _shapes(kind: type, positional: Sequence[str]) -> list[_Shape]:
+    return [_Shape(kind, field.name, field.name in positional) for field in dataclasses.fields(kind)]
 
 
 def _parser(kind: type, shapes: list[_Shape], parser: Parser, aliases: Mapping[str, str]) -> Parser:
