@@ -25,7 +25,8 @@ import numpy as np
 import simplejpeg
 
 from arvrm.episodes import JPEG_SUBSAMPLING, EpisodeStore
-from arvrm.sources.calvin import JPEG_QUALITY, ConvertCalvinConfig, convert_calvin, plan_segments
+from arvrm.sources.calvin import JPEG_QUALITY, ConvertCalvinConfig, convert_calvin
+from arvrm.sources.calvin_plan import plan_split
 from arvrm.sources.npz import read_npz
 
 MEMBERS = ("robot_obs", "scene_obs", "rel_actions", "actions", "rgb_static", "rgb_gripper")
@@ -38,7 +39,7 @@ def straightforward(source: Path, output: Path) -> int:
     env = lmdb.open(str(output), map_size=1 << 36)
     with env.begin(write=True) as transaction:
         for split in ("training", "validation"):
-            for segment in plan_segments(source / split):
+            for segment in plan_split(source / split).segments:
                 transaction.put(f"{segment.id}_text".encode(), segment.instruction.encode())
                 for step in range(segment.first, segment.last + 1):
                     with np.load(source / split / f"episode_{step:07d}.npz") as file:
@@ -56,10 +57,11 @@ def straightforward(source: Path, output: Path) -> int:
 
 def enlarge(source: Path, target: Path, frames: int) -> None:
     """Write a data set of at least `frames` annotated steps per split ratio: `source`'s recordings over and over."""
-    total = sum(segment.steps for split in ("training", "validation") for segment in plan_segments(source / split))
+    plans = [plan_split(source / split) for split in ("training", "validation")]
+    total = sum(segment.steps for plan in plans for segment in plan.segments)
     copies = -(-frames // total)
     for split in ("training", "validation"):
-        segments = plan_segments(source / split)
+        segments = plan_split(source / split).segments
         (target / split / "lang_annotations").mkdir(parents=True)
         at, texts, tasks, ranges = 0, [], [], []
         for _ in range(copies):

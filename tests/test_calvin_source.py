@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import runpy
 import shutil
 import signal
@@ -24,7 +25,8 @@ from arvrm import cli
 from arvrm.episodes import EpisodeStore
 from arvrm.interface import UserError
 from arvrm.sources import npz
-from arvrm.sources.calvin import ConvertCalvinConfig, convert_calvin, plan_segments
+from arvrm.sources.calvin import ConvertCalvinConfig, convert_calvin
+from arvrm.sources.calvin_plan import plan_split
 from arvrm.sources.parent_lmdb import ConvertParentConfig, convert_parent_lmdb
 
 ROOT = Path(__file__).parent.parent
@@ -345,16 +347,20 @@ def test_a_hostile_annotation_file_is_refused_and_runs_nothing(copy, tmp_path):
 
     path = copy / "training" / "lang_annotations" / "auto_lang_ann.npy"
     np.save(path, {"language": Hostile()})
-    with pytest.raises(UserError, match=r"auto_lang_ann\.npy.*system"):
-        convert(copy, tmp_path / "out")
+    reports = convert(copy, tmp_path / "out")
+    assert re.search(r"auto_lang_ann\.npy.*system", reports["training"].left_out["training"])
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["lang_annotations/auto_lang_ann.npy", "ep_start_end_ids.npy"])
-def test_a_missing_index_file_is_named(copy, tmp_path, name):
+def test_a_missing_index_file_leaves_out_its_split_and_is_named(copy, tmp_path, name):
     (copy / "training" / name).unlink()
+    reports = convert(copy, tmp_path / "out")
+    assert Path(name).name in reports["training"].left_out["training"] and not (tmp_path / "out" / "training").exists()
+    assert reports["validation"].episodes == 1
+    shutil.rmtree(copy / "validation")
     with pytest.raises(UserError, match=Path(name).name):
-        convert(copy, tmp_path / "out")
+        convert(copy, tmp_path / "again")
 
 
 @pytest.mark.parametrize("steps", [(5, 4), (-1, 3), (0, 10**12)])
@@ -492,7 +498,7 @@ def write_parent(folder: Path, source: Path, segments) -> Path:
 @pytest.fixture(scope="module")
 def parent(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("parent") / "lmdb"
-    return write_parent(folder, data / "training", plan_segments(data / "training"))
+    return write_parent(folder, data / "training", plan_split(data / "training").segments)
 
 
 def test_the_parents_lmdb_gives_the_states_actions_and_images_of_the_data_set(parent, stores, tmp_path):

@@ -149,6 +149,8 @@ def test_the_recorded_file_is_a_chain_file(golden, chains):
     ("[]", "no chains"),
     ('{"tasks": []}', "no chains"),
     ("[3]", r"\[0\]: expected an object"),
+    ("[" * 100000, "not JSON"),
+    ([[STATE, "open_drawer"]], "no tasks"),
     ([{"initial_state": STATE, "tasks": []}], "no tasks"),
     ([{"initial_state": STATE, "tasks": ["open_drawer"]}, {"initial_state": STATE, "tasks": ["fly"]}], r"\[1\].*fly"),
     ([{"tasks": ["open_drawer"]}], "no initial_state"),
@@ -164,6 +166,13 @@ def test_bad_chain_files_say_where_and_what(tmp_path, content, words):
     with pytest.raises(UserError, match=words) as error:
         load_chains(file)
     assert "\n" not in str(error.value) and "chains.json" in str(error.value)
+
+
+def test_the_fields_own_lists_of_state_and_tasks_are_read(tmp_path):
+    file = tmp_path / "sequences.json"
+    file.write_text(json.dumps([[{**STATE, "grasped": 0}, ["open_drawer", "turn_on_led"]]]))
+    (tmp_path / "ours.json").write_text(json.dumps([{"initial_state": STATE, "tasks": ["open_drawer", "turn_on_led"]}]))
+    assert load_chains(file) == load_chains(tmp_path / "ours.json")
 
 
 def test_a_missing_chain_file_is_named(tmp_path):

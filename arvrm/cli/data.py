@@ -31,7 +31,8 @@ def calvin(config: Any) -> int:
             more = f", ... and {len(damaged) - _LISTED} more" if len(damaged) > _LISTED else ""
             _say(f"{split}: damaged steps: {', '.join(damaged[:_LISTED])}{more}")
         _tell_left_out(report.left_out)
-        print(report.store)
+        if report.store:
+            print(report.store)
     if any(report.left_out for report in reports.values()):
         _say(f"incomplete: {Path(config.output) / 'report.json'} lists all; mend and --resume")
         return 1

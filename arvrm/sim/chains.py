@@ -20,12 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from arvrm.files import write_json
 from arvrm.interface import BLOCKS, TASKS, UserError
 from arvrm.sim.env import ROBOT_START
 from arvrm.sim.scene import SceneDescription
 
 CHAIN_LENGTH = 5
 
+_MAX_CHAIN_BYTES = 1 << 26
 _PLACES = ("table", "slider_right", "slider_left")
 _DOMAINS: dict[str, tuple] = {
     "led": (0, 1),
@@ -195,17 +197,25 @@ def fnv1(data: bytes) -> int:
 def load_chains(file: str | Path) -> list[Chain]:
     """Read chains of one's own: a JSON list of {"initial_state": {...}, "tasks": [...], "scene_obs": [24] or absent}.
 
+    Lists of [initial state, [task, ...]], as evaluations of CALVIN write them, are read as well.
+
     Raises:
         UserError: no such file, no JSON, or an entry that is no chain (named by its index).
     """
     try:
-        entries = json.loads(Path(file).read_text())
+        with open(file, "rb") as stream:
+            content = stream.read(_MAX_CHAIN_BYTES + 1)
+        if len(content) > _MAX_CHAIN_BYTES:
+            raise UserError(f"{file}: has more than {_MAX_CHAIN_BYTES >> 20} MiB; give a JSON list of chains")
+        entries = json.loads(content.decode())
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; give a JSON list of chains") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not text; give a JSON list of chains") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not JSON ({error.msg}); give a list of chains") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not JSON ({error}); give a list of chains") from error
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{file}: no chains; give a non-empty JSON list")
     return [_chain(entry, f"{file}[{index}]") for index, entry in enumerate(entries)]
@@ -219,10 +229,7 @@ def save_chains(chains: Iterable[Chain], file: str | Path) -> None:
         if chain.scene_obs is not None:
             entry["scene_obs"] = list(chain.scene_obs)
         entries.append(entry)
-    target = Path(file)
-    temporary = target.with_name(target.name + ".part")
-    temporary.write_text(json.dumps(entries, indent=1))
-    temporary.replace(target)
+    write_json(file, entries)
 
 
 # The symbolic model
@@ -449,8 +456,10 @@ def _check_places(state: State, place: str) -> None:
 
 
 def _chain(entry: Any, place: str) -> Chain:
+    if isinstance(entry, list) and len(entry) == 2:
+        entry = {"initial_state": entry[0], "tasks": entry[1]}
     if not isinstance(entry, dict):
-        raise UserError(f"{place}: expected an object, got {type(entry).__name__}")
+        raise UserError(f"{place}: expected an object or [initial state, tasks], got {type(entry).__name__}")
     for key in entry:
         if key not in ("initial_state", "tasks", "scene_obs"):
             raise UserError(f"{place}: unknown key {key!r}; use initial_state, tasks and scene_obs")
@@ -466,7 +475,7 @@ def _chain(entry: Any, place: str) -> Chain:
         if not (
             isinstance(scene_obs, list)
             and len(scene_obs) == 24
-            and all(isinstance(value, (int, float)) and np.isfinite(value) for value in scene_obs)
+            and all(isinstance(value, (int, float)) and abs(value) < 1e6 for value in scene_obs)
         ):
             raise UserError(f"{place}: scene_obs must be 24 finite numbers")
         scene_obs = tuple(float(value) for value in scene_obs)

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from arvrm.episodes import (
     EncodedEpisode,
@@ -32,20 +32,17 @@ from arvrm.episodes import (
 from arvrm.files import write_json
 from arvrm.interface import CONTROL_HZ, UserError
 from arvrm.robots import CALVIN
+from arvrm.sources.calvin_plan import Segment, SplitPlan, plan_split, read_yaml
 from arvrm.sources.npz import DamagedFile, read_npz
 from arvrm.sources.pipeline import LeftOut, in_order, store_in_order
-from arvrm.sources.unpickle import load_npy
 
 SPLITS = ("training", "validation")
 JPEG_QUALITY = 80
 """Keeps a store below 1/8 of the files it comes from; docs/calvin.md has sizes and PSNR of other qualities."""
-_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BLOCK = 8
 """Steps that a thread reads at a time. Segments, few and uneven, would not keep all threads busy to the end."""
 _AHEAD = 16
 """Blocks per thread that are under way: what is read while a transaction waits for the disk."""
-_LONGEST = 100_000
-"""Steps of one annotation that are believed; CALVIN's have at most 64."""
 _VECTORS = {"robot_obs": "robot_obs", "scene_obs": "scene_obs", "rel_actions": "actions", "actions": "absolute_actions"}
 """CALVIN's name -> ours."""
 _EXTRAS = ("depth_static", "depth_gripper", "rgb_tactile", "depth_tactile")
@@ -58,6 +55,7 @@ class ConvertCalvinConfig:
     Attributes:
         input: the data set's folder, which holds `training` and `validation` (or one of them).
         output: the folder for the stores `training` and `validation`, and for `report.json`.
+        prefix: begins every id and group, so that the stores of several data sets can be merged.
         play: convert the steps without an annotation too, as episodes without instruction.
         play_steps: the most steps of such an episode.
         depth, tactile: keep depth maps (float32, as they are) and the tactile sensors' images.
@@ -70,6 +68,7 @@ class ConvertCalvinConfig:
 
     input: str
     output: str
+    prefix: str = ""
     play: bool = False
     play_steps: int = 256
     depth: bool = False
@@ -88,32 +87,14 @@ class ConvertCalvinConfig:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Steps `first` to `last` (inclusive) of a split, which become one episode."""
-
-    id: str
-    first: int
-    last: int
-    instruction: str
-    task: str
-    scene: str
-    group: str
-
-    @property
-    def steps(self) -> int:
-        """Number of steps."""
-        return self.last - self.first + 1
-
-
-@dataclass(frozen=True)
 class SplitReport:
     """What became of one split.
 
     Attributes:
-        store: the store's folder.
+        store: the store's folder; "" where the split cannot be used, as `left_out` says under its name.
         episodes, steps: held by the store now.
         damaged: step -> what is wrong with its file.
-        left_out: ids of the segments that are not in the store, and why.
+        left_out: ids of the segments that are not in the store, and why; so are annotations that cannot be.
     """
 
     store: str
@@ -142,131 +123,54 @@ def convert_calvin(config: ConvertCalvinConfig) -> dict[str, SplitReport]:
         for split in splits:
             if (output / split / "data.mdb").exists():
                 raise UserError(f"{output / split}: exists already; pass --resume to continue or --overwrite")
-    plans = {split: plan_segments(source / split, config.play, config.play_steps) for split in splits}
-    reports = {}
+    plans, manifests, reports = _plans(source, splits, config)
+    for split in plans:
+        for note in plans[split].notes:
+            print(f"{split}: {note}", file=sys.stderr)
     with contextlib.ExitStack() as stack:
         writers = {
             split: stack.enter_context(
-                EpisodeWriter(
-                    output / split,
-                    _manifest(source / split, config),
-                    config.resume,
-                    config.overwrite,
-                    config.jpeg_quality,
-                )
+                EpisodeWriter(output / split, manifests[split], config.resume, config.overwrite, config.jpeg_quality)
             )
-            for split in splits
+            for split in plans
         }
-        todo = {split: [s for s in plans[split] if not writers[split].has(s.id)] for split in splits}
+        todo = {split: [s for s in plans[split].segments if not writers[split].has(s.id)] for split in plans}
         # One queue for all splits: the next one is read while the last transaction of this one waits for the disk.
-        queue = [(source / split, segment) for split in splits for segment in todo[split]]
+        queue = [(source / split, segment) for split in plans for segment in todo[split]]
         encoded = stack.enter_context(contextlib.closing(_encode_all(queue, config, "convert")))
-        for split in splits:
+        for split in plans:
             left_out = store_in_order(writers[split], itertools.islice(encoded, len(todo[split])))
             writers[split].close()
-            reports[split] = _report(output / split, left_out)
+            reports[split] = _report(output / split, plans[split].left_out, left_out)
             write_json(output / "report.json", {name: vars(report) for name, report in reports.items()})
     if config.verify:
-        for split in splits:
-            _verify_split(source / split, EpisodeStore(output / split), plans[split], config)
+        for split in plans:
+            _verify_split(source / split, EpisodeStore(output / split), plans[split].segments, config)
     return reports
 
 
-def plan_segments(folder: Path, play: bool = False, play_steps: int = 256) -> list[Segment]:
-    """List the segments of one split, annotated ones first, each in the order of its steps.
-
-    Args:
-        folder: `training` or `validation` of a data set.
-        play: add the steps that no annotation covers, cut at recordings' ends and to `play_steps` at most.
-
-    Raises:
-        UserError: an index file is missing, damaged or hostile.
-    """
-    recordings = _recordings(folder)
-    scenes = _scenes(folder)
-
-    def group(step: int) -> str:
-        # Segments of one recording overlap; the recording is what a split must not cut.
-        k = int(np.searchsorted(recordings[:, 0], step, side="right")) - 1
-        inside = k >= 0 and step <= recordings[k, 1]
-        return f"{scenes(step)}/{folder.name}/{recordings[k, 0]:07d}" if inside else f"{scenes(step)}/{folder.name}/-"
-
-    def segment(first: int, last: int, instruction: str, task: str, mark: str = "") -> Segment:
-        name = f"{scenes(first)}/{folder.name}/{first:07d}-{last:07d}{mark}"
-        return Segment(name, first, last, instruction, task, scenes(first), group(first))
-
-    segments, seen = [], {}
-    for first, last, instruction, task in sorted(_annotations(folder, optional=play)):
-        seen[(first, last)] = seen.get((first, last), 0) + 1
-        mark = f"#{seen[(first, last)]}" if seen[(first, last)] > 1 else ""
-        segments.append(segment(first, last, instruction, task, mark))
-    if play:
-        for first, last in _uncovered(recordings, list(seen)):
-            for start in range(first, last + 1, play_steps):
-                segments.append(segment(start, min(start + play_steps - 1, last), "", "", "~play"))
-    return segments
+def _plans(
+    source: Path, splits: list[str], config: ConvertCalvinConfig
+) -> tuple[dict[str, SplitPlan], dict[str, dict[str, Any]], dict[str, SplitReport]]:
+    """Return plans and manifests of the splits, and reports of those that cannot be used; UserError if none can."""
+    plans, manifests, reports, errors = {}, {}, {}, []
+    for split in splits:
+        try:
+            planned = plan_split(source / split, config.play, config.play_steps, config.prefix)
+            manifests[split] = _manifest(source / split, config, bool(planned.notes))
+            plans[split] = planned
+        except UserError as error:
+            errors.append(error)
+            reports[split] = SplitReport("", 0, 0, left_out={split: str(error)})
+    if not plans:
+        raise errors[0]
+    return plans, manifests, reports
 
 
-def _annotations(folder: Path, optional: bool) -> Iterator[tuple[int, int, str, str]]:
-    path = folder / "lang_annotations" / "auto_lang_ann.npy"
-    if optional and not path.exists():
-        return
-    found = load_npy(path)
-    try:
-        texts, tasks = found["language"]["ann"], found["language"]["task"]
-        ranges = [(int(first), int(last)) for first, last in found["info"]["indx"]]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"{path}: no CALVIN annotations ({error!r}); fetch the file again") from error
-    if not len(texts) == len(tasks) == len(ranges):
-        raise UserError(f"{path}: {len(texts)} sentences, {len(tasks)} tasks, {len(ranges)} ranges; fetch it again")
-    for (first, last), text, task in zip(ranges, texts, tasks, strict=True):
-        worded = isinstance(text, str) and text.strip() and isinstance(task, str)
-        if not worded or not 0 <= first <= last < first + _LONGEST:
-            raise UserError(f"{path}: annotation {text!r} of steps {first} to {last} cannot be; fetch the file again")
-        yield first, last, text.strip(), task
-
-
-def _recordings(folder: Path) -> np.ndarray:
-    path = folder / "ep_start_end_ids.npy"
-    found = np.asarray(load_npy(path))
-    if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iu" or (found[:, 0] > found[:, 1]).any():
-        raise UserError(f"{path}: {found.dtype} {found.shape} is no list of first and last steps; fetch it again")
-    return found[np.argsort(found[:, 0], kind="stable")].astype(np.int64)
-
-
-def _scenes(folder: Path) -> Any:
-    """Return step -> scene letter ("" where scene_info.npy is missing or does not say)."""
-    path = folder / "scene_info.npy"
-    if not path.exists():
-        return lambda step: ""
-    try:
-        ranges = [(int(first), int(last), str(name)) for name, (first, last) in load_npy(path).items()]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: no scene -> [first, last] ({error}); fetch the file again") from error
-
-    def scene(step: int) -> str:
-        return next((n.removeprefix("calvin_scene_") for first, last, n in ranges if first <= step <= last), "")
-
-    return scene
-
-
-def _uncovered(recordings: np.ndarray, covered: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    covered = sorted(covered)
-    for first, last in recordings.tolist():
-        for a, b in covered:
-            if b < first or a > last:
-                continue
-            if a > first:
-                yield first, a - 1
-            first = max(first, b + 1)
-        if first <= last:
-            yield first, last
-
-
-def _report(path: Path, left_out: list[tuple[Segment, LeftOut]]) -> SplitReport:
+def _report(path: Path, refused: dict[str, str], left_out: list[tuple[Segment, LeftOut]]) -> SplitReport:
     counts = EpisodeStore(path).manifest["counts"]
     damaged = {step: reason for _, failure in left_out for step, reason in failure.damaged.items()}
-    reasons = {segment.id: failure.reason for segment, failure in left_out}
+    reasons = refused | {segment.id: failure.reason for segment, failure in left_out}
     return SplitReport(str(path), counts["episodes"], counts["steps"], dict(sorted(damaged.items())), reasons)
 
 
@@ -422,12 +326,14 @@ def _join(folder: Path, segment: Segment, parts: list[_Rows], config: ConvertCal
     )
 
 
-def _manifest(folder: Path, config: ConvertCalvinConfig) -> dict[str, Any]:
+def _manifest(folder: Path, config: ConvertCalvinConfig, disputed: bool) -> dict[str, Any]:
     index = {}
-    for name in ("lang_annotations/auto_lang_ann.npy", "ep_start_end_ids.npy", "scene_info.npy"):
+    names = ["lang_annotations/auto_lang_ann.npy", "ep_start_end_ids.npy", "scene_info.npy"]
+    for name in [*names, *([".hydra/merged_config.yaml"] if disputed else [])]:
         if (folder / name).exists():
             index[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    settings = ["depth", "image_stride", "play", "tactile", *(["play_steps"] if config.play else [])]
+    settings = ["depth", "image_stride", "play", "tactile"]
+    settings += [name for name, used in (("play_steps", config.play), ("prefix", config.prefix)) if used]
     return {
         "source": "calvin",
         "split": folder.name,
@@ -442,6 +348,6 @@ def _statistics(path: Path) -> Any:
     if not path.exists():
         return None
     try:
-        return json.loads(json.dumps(yaml.load(path.read_text(), _YamlLoader), allow_nan=False))
-    except (yaml.YAMLError, TypeError, ValueError) as error:
+        return json.loads(json.dumps(read_yaml(path), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); fetch the file again") from error

@@ -22,9 +22,12 @@ from arvrm.instructions import calvin_instructions
 from arvrm.interface import CONTROL_HZ, UserError
 from arvrm.sources.pipeline import LeftOut, encode_in_order, store_in_order
 from arvrm.sources.unpickle import loads_tensors
+from arvrm.sources.video import MAX_PIXELS
 
 JPEG_QUALITY = 92
 """Above the source's (75), so that encoding again adds little."""
+_MOST = 2**31
+_MAX_TEXT = 2000
 _CAMERAS = ("rgb_static", "rgb_gripper")
 
 
@@ -39,6 +42,7 @@ class ConvertParentConfig:
         first, last: convert these episodes only (inclusive; last None: to the end). The parents append validation to
             training in one LMDB, and only the number of episodes tells them apart.
         scene: scene letter, which the LMDB does not hold.
+        prefix: begins every id and group, so that several stores can be merged.
         jpeg_quality: 1 to 100.
         workers: threads; 0: one per core.
         resume, overwrite: continue or replace a store that exists.
@@ -50,6 +54,7 @@ class ConvertParentConfig:
     first: int = 0
     last: int | None = None
     scene: str = ""
+    prefix: str = ""
     jpeg_quality: int = JPEG_QUALITY
     workers: int = 0
     resume: bool = False
@@ -77,11 +82,9 @@ class _Run:
     number: int
     first: int
     last: int
+    id: str
     group: str
-
-    @property
-    def id(self) -> str:
-        return f"parent/{self.number:06d}"
+    problem: str = ""
 
 
 class _Reader:
@@ -93,14 +96,18 @@ class _Reader:
         try:
             self.env = lmdb.open(str(folder), readonly=True, lock=False, create=False, readahead=False, max_readers=512)
             pages = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
-        except lmdb.Error as error:
+            self.entries = self.env.stat()["entries"]
+        except (lmdb.Error, OSError) as error:
             raise UserError(f"{folder}: cannot be opened ({error}); copy it again") from error
         if (size := (folder / "data.mdb").stat().st_size) < pages:  # reading past the end would kill the process
             raise UserError(f"{folder}: is truncated ({size} of {pages} bytes); copy it again")
 
     def get(self, key: str) -> Any:
-        with self.env.begin() as txn:
-            raw = txn.get(key.encode())
+        try:
+            with self.env.begin() as txn:
+                raw = txn.get(key.encode())
+        except lmdb.Error as error:  # a damaged page
+            raise LeftOut(f"{key} cannot be read ({error})") from error
         if raw is None:
             raise LeftOut(f"{key} is missing")
         try:
@@ -110,10 +117,11 @@ class _Reader:
 
     def whole_number(self, key: str) -> int:
         value = self.get(key)
-        try:
-            return int(value)
-        except (TypeError, ValueError):
-            raise LeftOut(f"{key} is {value!r}, no number") from None
+        if isinstance(value, np.ndarray) and value.shape in ((), (1,)):
+            value = value.reshape(())[()]
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or not 0 <= value < _MOST:
+            raise LeftOut(f"{key} is {str(value)[:40]}, no whole number from 0 to {_MOST}")
+        return int(value)
 
     def vector(self, key: str, width: int) -> np.ndarray:
         value = self.get(key)
@@ -126,6 +134,9 @@ class _Reader:
         value = self.get(key)
         try:
             if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 1:
+                height, width = simplejpeg.decode_jpeg_header(value.tobytes())[:2]
+                if height * width > MAX_PIXELS:
+                    raise LeftOut(f"{key} states {width} x {height} pixels")
                 return simplejpeg.decode_jpeg(value.tobytes(), "RGB")
         except ValueError as error:
             raise LeftOut(f"{key} is no JPEG ({error})") from error
@@ -148,6 +159,8 @@ def convert_parent_lmdb(config: ConvertParentConfig) -> ParentReport:
     except LeftOut as error:
         raise UserError(f"{reader.path}: no LMDB of calvin2lmdb.py ({error.reason}); give another folder") from error
     settings = {"first": config.first, "last": config.last, "scene": config.scene}
+    if config.prefix:
+        settings["prefix"] = config.prefix
     manifest = {"source": "parent-lmdb", "settings": settings}
     with EpisodeWriter(config.output, manifest, config.resume, config.overwrite, config.jpeg_quality) as writer:
         results = encode_in_order(
@@ -164,15 +177,29 @@ def convert_parent_lmdb(config: ConvertParentConfig) -> ParentReport:
 
 def _runs(reader: _Reader, config: ConvertParentConfig) -> Iterator[_Run]:
     """Find the episodes, and which of them share recorded steps: those must stay on one side of a split."""
+    steps = reader.whole_number("cur_step") + 1
+    if steps > reader.entries:
+        raise LeftOut(f"cur_step states {steps} steps, and there are {reader.entries} entries")
     found: list[tuple[int, int, int]] = []
-    start, current = 0, None
-    for step in range(reader.whole_number("cur_step") + 1):
-        number = reader.whole_number(f"cur_episode_{step}")
+    problems: dict[int, str] = {}
+    start, current, broken = 0, None, ""
+    for step in range(steps):
+        try:
+            number = reader.whole_number(f"cur_episode_{step}")
+        except LeftOut as reason:  # it may have been of the episode before or after
+            if step == 0:
+                raise
+            broken = reason.reason
+            problems.setdefault(current, broken)
+            continue
+        if broken:
+            problems.setdefault(number, broken)
+            broken = ""
         if number != current:
             if current is not None:
                 found.append((current, start, step - 1))
             start, current = step, number
-    found.append((current, start, step))
+    found.append((current, start, steps - 1))
     wanted = [run for run in found if config.first <= run[0] and (config.last is None or run[0] <= config.last)]
     if not wanted:
         raise UserError(f"{reader.path}: has episodes 0 to {found[-1][0]}, none from {config.first}; choose others")
@@ -195,13 +222,16 @@ def _runs(reader: _Reader, config: ConvertParentConfig) -> Iterator[_Run]:
                 a, b = sorted((root(i), root(other)))
                 parent[b] = a
     for i, (number, first, last) in enumerate(wanted):
-        yield _Run(number, first, last, f"parent/{wanted[root(i)][0]:06d}")
+        names = (f"{config.prefix}parent/{k:06d}" for k in (number, wanted[root(i)][0]))
+        yield _Run(number, first, last, *names, problem=problems.get(number, ""))
 
 
 def _read(reader: _Reader, run: _Run, scene: str, tasks: dict[str, str]) -> Episode:
+    if run.problem:
+        raise LeftOut(run.problem)
     instruction = reader.get(f"inst_{run.number}")
-    if not isinstance(instruction, str) or not instruction.strip():
-        raise LeftOut(f"inst_{run.number} is {instruction!r}, no sentence")
+    if not isinstance(instruction, str) or not instruction.strip() or len(instruction) > _MAX_TEXT:
+        raise LeftOut(f"inst_{run.number} is {str(instruction)[:60]!r}, no sentence")
     steps = range(run.first, run.last + 1)
 
     def stack(key: str, width: int) -> np.ndarray:

@@ -57,6 +57,8 @@ def encode_in_order(
             return reason
         except UserError as error:
             return LeftOut(str(error))
+        except Exception as error:  # whatever a library meets in one damaged item, the others go on
+            return LeftOut(f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})")
 
     with ThreadPoolExecutor(workers, "convert") as pool:
         yield from in_order(items, pool, encode, steps, 2 * workers, label)

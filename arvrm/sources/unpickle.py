@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import io
 import math
+import os
 import pickle
 import re
 from collections import OrderedDict
@@ -249,8 +250,9 @@ def _load(stream: Any, allowed: dict, place: str) -> Any:
         return _Unpickler(stream, allowed).load()
     except pickle.UnpicklingError as error:
         raise UserError(f"{place}: pickle refused, {error}; only arrays and plain values are read") from error
-    except (EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError, MemoryError, OverflowError) as error:
-        raise UserError(f"{place}: damaged pickle ({error}); fetch the file again") from error
+    except Exception as error:  # a damaged pickle leads anywhere
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{place}: damaged pickle ({why}); fetch the file again") from error
 
 
 def loads(data: bytes, place: str = "pickle") -> Any:
@@ -285,12 +287,15 @@ def load_npy(path: str | Path) -> Any:
             }.get(version)
             if read_header is None:
                 raise UserError(f"{path}: .npy version {version}; save it with numpy.save")
-            _, _, dtype = read_header(stream)
+            shape, _, dtype = read_header(stream)
+            stated, present = math.prod(shape) * dtype.itemsize, os.fstat(stream.fileno()).st_size - stream.tell()
+            if not dtype.hasobject and stated > present:
+                raise ValueError(f"it states {stated} bytes and has {present}")
             if dtype.hasobject:
                 value = _load(stream, _NUMPY, str(path))
                 return value.item() if isinstance(value, np.ndarray) and value.shape == () else value
         return np.load(path, allow_pickle=False)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; check the path") from error
-    except ValueError as error:
+    except (ValueError, OverflowError, MemoryError, SyntaxError, EOFError) as error:
         raise UserError(f"{path}: damaged .npy file ({error}); fetch it again") from error

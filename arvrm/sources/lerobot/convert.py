@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
-from collections.abc import Iterator
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ from typing import Any
 import numpy as np
 
 from arvrm.episodes import Episode, EpisodeStore, EpisodeWriter
+from arvrm.files import read_json
+from arvrm.geometry import angle_difference
 from arvrm.interface import UserError
 from arvrm.robots import CALVIN
-from arvrm.robots.calvin import relative_action
+from arvrm.robots.calvin import ARM, relative_action
+from arvrm.sources.lerobot.frames import TOLERANCE_S, VideoReader, inline_images
 from arvrm.sources.lerobot.layout import CAMERA_FEATURES, DATA_PATH, VIDEO_PATH, arrow
+from arvrm.sources.lerobot.rows import DataFiles, Stretch, matrix, task_texts
 from arvrm.sources.pipeline import LeftOut, encode_in_order, store_in_order
 
 _TOP_NAMES = ("observation.images.top", "observation.images.static", "observation.images.rgb_static", "image")
@@ -24,6 +29,11 @@ _WRIST_NAMES = (
     "wrist_image",
 )
 _RELATIVE_NAMES = ("action.relative", "action.rel", "rel_actions")
+_NEAR_M, _NEAR_RAD = 0.2, 1.0
+"""An action that stays so near to the measured pose is a pose itself; CALVIN's targets lead by a few centimetres."""
+_MAX_EPISODES = 10_000_000
+_MAX_TEXT = 2000
+_MAX_FPS = 1000.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,7 @@ class ConvertLeRobotConfig:
         output: the store's folder.
         top, wrist: features that become rgb_static and rgb_gripper; None: found by name.
         action: feature with relative actions; None: found by name, or worked out from absolute ones.
+        prefix: begins every id and group, so that the stores of several data sets can be merged.
         jpeg_quality: 1 to 100.
         workers: threads that write; 0: one per core (one thread decodes).
         resume, overwrite: continue or replace a store that exists.
@@ -45,6 +56,7 @@ class ConvertLeRobotConfig:
     top: str | None = None
     wrist: str | None = None
     action: str | None = None
+    prefix: str = ""
     jpeg_quality: int = 92
     workers: int = 0
     resume: bool = False
@@ -62,45 +74,67 @@ class LeRobotReport:
 
 
 def convert_lerobot(config: ConvertLeRobotConfig) -> LeRobotReport:
-    """Convert a LeRobot data set v3 with CALVIN's state into a store; episodes with damaged files are left out.
+    """Convert a LeRobot data set v3 with CALVIN's state into a store; episodes that cannot be read are left out.
+
+    An episode in which the task changes becomes several, in one group: sentences are those of the frames.
 
     Raises:
         UserError: the data set is of another version, lacks a feature, or cannot be read; or the output exists.
     """
     source = _Source(config)
-    manifest = {
-        "source": "lerobot",
-        "settings": {"features": source.names, "robot_type": source.info.get("robot_type")},
-    }
+    settings = {"features": source.names, "robot_type": source.info.get("robot_type")}
+    if config.prefix:
+        settings["prefix"] = config.prefix
+    manifest = {"source": "lerobot", "settings": settings, "index_sha256": source.digest()}
     with EpisodeWriter(config.output, manifest, config.resume, config.overwrite, config.jpeg_quality) as writer:
-        todo = [row for row in source.episodes if not writer.has(source.id(row))]
+        todo = [part for part in source.parts() if not writer.has(part.id)]
         # Videos are read from front to back, so one thread reads; more would make each other jump.
-        results = encode_in_order(todo, source.read, lambda row: int(row["length"]), config.jpeg_quality, workers=1)
-        left_out = {source.id(row): failure.reason for row, failure in store_in_order(writer, results)}
+        results = encode_in_order(todo, source.read, lambda part: part.steps, config.jpeg_quality, workers=1)
+        left_out = {part.id: failure.reason for part, failure in store_in_order(writer, results)}
     source.close()
     counts = EpisodeStore(config.output).manifest["counts"]
     return LeRobotReport(config.output, counts["episodes"], counts["steps"], left_out)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """An episode, or the part of one that is of one task; without a stretch: why there is none."""
+
+    id: str
+    row: dict[str, Any]
+    stretch: Stretch | None = None
+    problem: str = ""
+
+    @property
+    def steps(self) -> int:
+        return self.stretch.steps if self.stretch else 0
+
+
 class _Source:
     def __init__(self, config: ConvertLeRobotConfig) -> None:
         self.pa, self.pq = arrow()
-        self.root = Path(config.input)
-        try:
-            self.info = json.loads((self.root / "meta" / "info.json").read_text())
-            version, self.features, self.fps = self.info["codebase_version"], self.info["features"], self.info["fps"]
-        except OSError as error:
-            raise UserError(f"{self.root}: no meta/info.json ({error.strerror}); give a LeRobot data set") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.root}: meta/info.json cannot be read ({error!r}); fetch it again") from error
+        self.root, self.prefix = Path(config.input), config.prefix
+        info = self.root / "meta" / "info.json"
+        self.info = read_json(info, "give a LeRobot data set, or fetch it again")
+        missing = [name for name in ("codebase_version", "features", "fps") if name not in self.info]
+        if missing:
+            raise UserError(f"{info}: has no {missing[0]}; fetch it again")
+        version, self.features, fps = self.info["codebase_version"], self.info["features"], self.info["fps"]
         if not str(version).startswith("v3"):
-            raise UserError(f"{self.root}: LeRobot format {version}; make it v3.0 with LeRobot's own converter")
-        if not isinstance(self.fps, (int, float)) or self.fps <= 0:
-            raise UserError(f"{self.root}: fps is {self.fps!r} in meta/info.json; fetch it again")
+            raise UserError(
+                f"{self.root}: LeRobot format {str(version)[:40]}; make it v3.0 with LeRobot's own converter"
+            )
+        if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps <= _MAX_FPS:
+            raise UserError(f"{info}: fps is {fps!r}; it must be over 0 and at most {_MAX_FPS:g}, fetch it again")
+        if not isinstance(self.features, dict) or not all(isinstance(f, dict) for f in self.features.values()):
+            raise UserError(f"{info}: features are no objects; fetch it again")
+        self.fps = float(fps)
         self.names = self._choose(config)
+        self.texts = task_texts(self.root)
         self.episodes = self._episodes()
-        self._table: tuple[Path, Any] | None = None
-        self._videos: dict[str, _VideoReader] = {}
+        wanted = {"timestamp", *self.names.values(), "action.absolute"}
+        self.data = DataFiles(self.root, wanted | {f"arvrm.{name}" for name in CALVIN.arrays})
+        self._videos: dict[str, VideoReader] = {}
 
     def _choose(self, config: ConvertLeRobotConfig) -> dict[str, str]:
         cameras = [name for name, f in self.features.items() if f.get("dtype") in ("video", "image")]
@@ -114,8 +148,8 @@ class _Source:
                 have = ", ".join(cameras) or "none"
                 raise UserError(f"{self.root}: no camera for {array}; pass --{option} with one of: {have}")
             chosen[array] = found[0]
-        shape = self.features.get("observation.state", {}).get("shape")
-        if list(shape or ()) != [15]:
+        if self._shape("observation.state") != CALVIN.arrays["robot_obs"].shape:
+            shape = self.features.get("observation.state", {}).get("shape")
             raise UserError(f"{self.root}: observation.state has shape {shape}; only CALVIN's 15 values are read")
         if config.action and config.action not in self.features:
             raise UserError(f"{self.root}: no feature {config.action!r}; it has {', '.join(self.features)}")
@@ -124,178 +158,215 @@ class _Source:
         if chosen["actions"] not in self.features:
             raise UserError(f"{self.root}: has no action; pass --action with one of: {', '.join(self.features)}")
         for array, feature in (("scene_obs", "observation.environment_state"), ("absolute_actions", "action.absolute")):
-            if list(self.features.get(feature, {}).get("shape", ())) == list(CALVIN.arrays[array].shape):
+            if self._shape(feature) == CALVIN.arrays[array].shape:
                 chosen[array] = feature
         return {**chosen, "robot_obs": "observation.state"}
 
+    def _shape(self, feature: str) -> tuple[Any, ...]:
+        shape = self.features.get(feature, {}).get("shape")
+        return tuple(shape) if isinstance(shape, list) else ()
+
+    def _index_files(self) -> list[Path]:
+        files = (self.root / "meta" / "episodes").glob("*/*.parquet")
+        return sorted(file for file in files if not file.name.startswith("."))
+
+    def digest(self) -> str:
+        """SHA-256 of what names the episodes and their sentences: a changed one is no continuation."""
+        digest = hashlib.sha256()
+        for file in [self.root / "meta" / "info.json", self.root / "meta" / "tasks.parquet", *self._index_files()]:
+            digest.update(file.read_bytes() if file.exists() else b"")
+        return digest.hexdigest()
+
     def _episodes(self) -> list[dict[str, Any]]:
-        files = sorted((self.root / "meta" / "episodes").glob("*/*.parquet"))
+        files = self._index_files()
         if not files:
             raise UserError(f"{self.root}: has no meta/episodes; fetch the data set again")
         rows: list[dict[str, Any]] = []
         for file in files:
             try:
-                names = [n for n in self.pq.read_schema(file).names if not n.startswith("stats/")]
-                rows += self.pq.read_table(file, columns=names).to_pylist()
+                opened = self.pq.ParquetFile(file)
+                if opened.metadata.num_rows > _MAX_EPISODES:
+                    raise UserError(f"{file}: states {opened.metadata.num_rows} episodes; fetch it again")
+                names = [n for n in opened.schema_arrow.names if not n.startswith("stats/")]
+                rows += opened.read(columns=names).to_pylist()
             except (OSError, self.pa.ArrowException) as error:
-                raise UserError(f"{file}: cannot be read ({error}); fetch it again") from error
-        needed = {"episode_index", "tasks", "length", "data/chunk_index", "data/file_index"}
+                raise UserError(f"{file}: cannot be read ({' '.join(str(error).split())}); fetch it again") from error
+        needed = {"episode_index", "length"}
         for camera in CAMERA_FEATURES:
             if self.features[self.names[camera]]["dtype"] == "video":
                 places = ("chunk_index", "file_index", "from_timestamp")
                 needed |= {f"videos/{self.names[camera]}/{place}" for place in places}
         if rows and (missing := needed - set(rows[0])):
             raise UserError(f"{files[0]}: lacks column {sorted(missing)[0]!r}; it is no LeRobot v3, fetch it again")
-        return sorted(rows, key=lambda row: row["episode_index"])
+        whole = [row for row in rows if isinstance(row["episode_index"], int)]
+        numbers = [row["episode_index"] for row in whole]
+        if len(set(numbers)) != len(numbers):
+            raise UserError(f"{self.root / 'meta/episodes'}: names an episode_index twice; fetch it again")
+        return sorted(whole, key=lambda row: row["episode_index"])
 
-    def id(self, row: dict[str, Any]) -> str:
-        return row.get("arvrm/id") or f"lerobot/{row['episode_index']:06d}"
+    def parts(self) -> list[_Part]:
+        """Return the episodes, those of several tasks in parts, in order."""
+        found: list[_Part] = []
+        for row in self.episodes:
+            id = self.prefix + _text(row, "arvrm/id", f"lerobot/{row['episode_index']:06d}")
+            try:
+                stretches = self._stretches(row)
+            except LeftOut as reason:
+                found.append(_Part(id, row, problem=reason.reason))
+                continue
+            several = len(stretches) > 1
+            found += [_Part(f"{id}#{n}" if several else id, row, s) for n, s in enumerate(stretches, 1)]
+        return found
 
-    def read(self, row: dict[str, Any]) -> Episode:
-        columns = self._columns(row)
-        steps = int(row["length"])
-        if len(columns["timestamp"]) != steps or steps < 1:
-            raise LeftOut(f"has {len(columns['timestamp'])} rows instead of {steps}")
+    def _stretches(self, row: dict[str, Any]) -> list[Stretch]:
+        places = ("data/chunk_index", "data/file_index")
+        stated = None
+        if all(row.get(place) is not None for place in places):
+            stated = self._path(self.info.get("data_path", DATA_PATH), row, "data")
+        found = self.data.stretches(row["episode_index"], stated)
+        if not found:
+            raise LeftOut("its rows are not together in the order of frame_index")
+        if found[0].episode_steps != row["length"]:
+            raise LeftOut(f"has {found[0].episode_steps} rows instead of {row['length']}")
+        return found
+
+    def read(self, part: _Part) -> Episode:
+        """Return the episode of a part. Raises LeftOut where it cannot be read."""
+        if part.stretch is None:
+            raise LeftOut(part.problem)
+        row, steps = part.row, part.steps
+        table = self.data.columns(part.stretch)
+        instruction = self._instruction(row, part.stretch)
+        times = self._times(table)
         arrays = {}
         for name, spec in CALVIN.arrays.items():
-            column = columns.get(f"arvrm.{name}", columns.get(self.names.get(name, "")))
+            column = next((c for c in (f"arvrm.{name}", self.names.get(name, "")) if c in table.column_names), None)
             if column is not None:
-                arrays[name] = column.reshape(steps, *spec.shape).astype(spec.dtype)
-        arrays["actions"] = self._actions(columns, arrays)
+                values = matrix(self.pa, table[column], column, math.prod(spec.shape))
+                arrays[name] = values.reshape(steps, *spec.shape).astype(spec.dtype)
+        arrays["actions"] = self._actions(table, arrays)
         arrays.setdefault("executed", arrays["actions"])
-        every = np.arange(steps, dtype=np.int32)
-        image_steps = np.array(row["arvrm/image_steps"], np.int32) if row.get("arvrm/image_steps") else every
-        if image_steps.min() < 0 or image_steps.max() >= steps:
-            raise LeftOut("image steps beyond its end")
-        images = {camera: self._images(row, camera, columns, image_steps) for camera in CAMERA_FEATURES}
+        image_steps = np.arange(steps, dtype=np.int32)
+        if row.get("arvrm/image_steps"):
+            stated = np.array(row["arvrm/image_steps"], np.int64)
+            if stated.min() < 0 or stated.max() >= steps:
+                raise LeftOut("image steps beyond its end")
+            image_steps = stated.astype(np.int32)
+        images = {camera: self._images(row, camera, table, times, image_steps) for camera in CAMERA_FEATURES}
         try:
             meta = json.loads(row.get("arvrm/meta") or "{}")
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise LeftOut(f"arvrm/meta is no JSON ({error})") from error
         return Episode(
-            id=self.id(row),
+            id=part.id,
             embodiment="robot",
-            instruction=(row["tasks"] or [""])[0],
-            task=row.get("arvrm/task") or "",
-            scene=row.get("arvrm/scene") or "",
-            source=row.get("arvrm/source") or "lerobot",
-            group=row.get("arvrm/group") or self.id(row),
-            fps=float(self.fps),
+            instruction=instruction,
+            task=_text(row, "arvrm/task", ""),
+            scene=_text(row, "arvrm/scene", ""),
+            source=_text(row, "arvrm/source", "lerobot"),
+            group=self.prefix + _text(row, "arvrm/group", f"lerobot/{row['episode_index']:06d}"),
+            fps=self.fps,
             arrays=arrays,
             images=images,
             image_steps=image_steps,
             meta=meta,
         )
 
-    def _actions(self, columns: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> np.ndarray:
-        actions = columns[self.names["actions"]]
-        if actions.shape[1:] != (7,):
-            raise LeftOut(f"{self.names['actions']} has shape {actions.shape[1:]} instead of 7 values")
-        absolute = columns.get("action.absolute")
+    def _instruction(self, row: dict[str, Any], stretch: Stretch) -> str:
+        # The index has a copy of the sentences, which LeRobot makes from a set, in an order left to chance.
+        copies = row.get("tasks") or []
+        if self.texts is not None and stretch.task_index is not None:
+            if stretch.task_index not in self.texts:
+                raise LeftOut(f"task {stretch.task_index} of its frames is not in meta/tasks.parquet")
+            text = self.texts[stretch.task_index]
+        elif len(copies) == 1 and isinstance(copies[0], str):
+            text = copies[0]
+        else:
+            raise LeftOut("nothing tells its task: no meta/tasks.parquet, or no task_index")
+        if len(text) > _MAX_TEXT:
+            raise LeftOut(f"its sentence has {len(text)} characters; at most {_MAX_TEXT} are read")
+        return text
+
+    def _times(self, table: Any) -> np.ndarray:
+        """Return the rows' times (s) within their episode, which must be 1 / fps apart."""
+        if "timestamp" not in table.column_names:
+            raise LeftOut("lacks column 'timestamp'")
+        times = matrix(self.pa, table["timestamp"], "timestamp", 1)[:, 0].astype(np.float64)
+        if not np.isfinite(times).all():
+            raise LeftOut("timestamp holds NaN or infinity")
+        off = np.abs(np.diff(times) - 1 / self.fps)
+        if len(off) and off.max() > TOLERANCE_S + 2e-7 * np.abs(times).max():
+            at = int(off.argmax())
+            raise LeftOut(
+                f"rows {at} and {at + 1} are {times[at + 1] - times[at]:.4f} s apart at {self.fps:g} a second"
+            )
+        return times
+
+    def _actions(self, table: Any, arrays: dict[str, np.ndarray]) -> np.ndarray:
+        """Return relative actions: those stored, or what follows from absolute ones and the measured pose."""
+        name, width = self.names["actions"], ARM + 1
+        if name not in table.column_names or "robot_obs" not in arrays:
+            raise LeftOut(f"lacks column {name if name not in table.column_names else self.names['robot_obs']!r}")
+        actions, state = matrix(self.pa, table[name], name, width), arrays["robot_obs"]
+        if not np.isfinite(actions).all():
+            raise LeftOut(f"{name} holds NaN or infinity")
         # The community's default action is the absolute one, and then both columns agree.
-        if self.names["actions"] == "action" and absolute is not None and np.array_equal(actions, absolute):
-            return relative_action(arrays["robot_obs"], absolute, absolute[:, 6]).astype(np.float32)
+        same = "action.absolute" in table.column_names and np.array_equal(
+            actions, matrix(self.pa, table["action.absolute"], "action.absolute", width)
+        )
+        distance = np.abs(actions[:, :3] - state[:, :3]).max()
+        turn = np.abs(angle_difference(actions[:, 3:ARM], state[:, 3:ARM])).max()
+        if (same and name == "action") or (distance < _NEAR_M and turn < _NEAR_RAD):
+            return relative_action(state, actions, actions[:, ARM]).astype(np.float32)
+        if (largest := np.abs(actions[:, :ARM]).max()) > 1 + 1e-6:
+            raise LeftOut(
+                f"{name} reaches {largest:g}, so it is no relative action, and it is far from the measured pose; name "
+                "the right feature with --action or make relative actions of it (clipping would make nonsense)"
+            )
         return actions.astype(np.float32)
 
-    def _path(self, template: str, row: dict[str, Any], prefix: str, **names: str) -> Path:
-        numbers = {key: int(row[f"{prefix}/{key}"]) for key in ("chunk_index", "file_index")}
-        try:
-            path = self.root / template.format(**numbers, **names)
-        except (KeyError, IndexError, AttributeError, ValueError) as error:
-            raise LeftOut(f"path {template!r} in meta/info.json cannot be filled ({error!r})") from error
+    def _path(self, template: Any, row: dict[str, Any], prefix: str, **names: str) -> Path:
+        numbers = {}
+        for key in ("chunk_index", "file_index"):
+            number = row.get(f"{prefix}/{key}")
+            if not isinstance(number, int) or not 0 <= number < 10**9:
+                raise LeftOut(f"{prefix}/{key} is {number!r}, no number of a file")
+            numbers[key] = number
+        plain = isinstance(template, str) and len(template) < 500
+        # A template could ask for a width of any number of digits.
+        if not plain or re.sub(r"\{(chunk_index|file_index)(:0?\d)?d?\}|\{video_key\}", "", template).count("{"):
+            raise LeftOut(f"path {str(template)[:80]!r} in meta/info.json is none of LeRobot v3")
+        path = self.root / template.format(**numbers, **names)
         if not path.resolve().is_relative_to(self.root.resolve()):
             raise LeftOut(f"{path} lies outside the data set")
         return path
 
-    def _columns(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
-        path = self._path(self.info.get("data_path", DATA_PATH), row, "data")
-        if self._table is None or self._table[0] != path:
-            try:
-                self._table = (path, self.pq.read_table(path))
-            except (OSError, self.pa.ArrowException) as error:
-                raise LeftOut(f"{path} cannot be read ({error})") from error
-        whole = self._table[1]
-        episode = whole.filter(self.pa.compute.equal(whole["episode_index"], row["episode_index"]))
-        columns = {}
-        for name in episode.column_names:
-            column = episode[name].combine_chunks()
-            if self.pa.types.is_fixed_size_list(column.type) or self.pa.types.is_list(column.type):
-                flat = column.flatten().to_numpy(zero_copy_only=False)
-                if len(column) and len(flat) % len(column):
-                    raise LeftOut(f"{name} changes its width")
-                columns[name] = flat.reshape(len(column), -1)
-            elif self.pa.types.is_struct(column.type):
-                columns[name] = column  # images inside the table
-            else:
-                columns[name] = column.to_numpy(zero_copy_only=False)
-        for name in ("timestamp", self.names["robot_obs"], self.names["actions"]):
-            if name not in columns:
-                raise LeftOut(f"{path} lacks column {name!r}")
-        return columns
-
-    def _images(self, row: dict[str, Any], camera: str, columns: dict[str, Any], image_steps: np.ndarray) -> np.ndarray:
+    def _images(self, row: dict[str, Any], camera: str, table: Any, times: np.ndarray, steps: np.ndarray) -> np.ndarray:
         feature = self.names[camera]
         if self.features[feature]["dtype"] == "image":
-            return _inline_images(feature, columns, image_steps)
-        path = self._path(self.info.get("video_path") or VIDEO_PATH, row, f"videos/{feature}", video_key=feature)
-        reader = self._videos.get(feature)
-        if reader is None or reader.path != path:
-            if reader is not None:
-                reader.close()
-            reader = self._videos[feature] = _VideoReader(path)
-        start = round(float(row[f"videos/{feature}/from_timestamp"]) * self.fps)
-        return np.stack(list(reader.frames(start + image_steps)))
+            if feature not in table.column_names:
+                raise LeftOut(f"lacks column {feature!r}")
+            frames = list(inline_images(feature, table[feature], steps))
+        else:
+            path = self._path(self.info.get("video_path") or VIDEO_PATH, row, f"videos/{feature}", video_key=feature)
+            reader = self._videos.get(feature)
+            if reader is None or reader.path != path:
+                if reader is not None:
+                    reader.close()
+                reader = self._videos[feature] = VideoReader(path)
+            start = row[f"videos/{feature}/from_timestamp"]
+            if not isinstance(start, (int, float)) or not math.isfinite(start):
+                raise LeftOut(f"videos/{feature}/from_timestamp is {start!r}")
+            frames = list(reader.frames(start + times[steps]))
+        if len({frame.shape for frame in frames}) != 1:
+            raise LeftOut(f"{feature} changes its size")
+        return np.stack(frames)
 
     def close(self) -> None:
         for reader in self._videos.values():
             reader.close()
 
 
-def _inline_images(feature: str, columns: dict[str, Any], image_steps: np.ndarray) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
-
-    frames = []
-    for step in image_steps.tolist():
-        data = columns[feature][step].as_py()["bytes"] if feature in columns else None
-        if not data:
-            raise LeftOut(f"{feature} has no image bytes at step {step}")
-        try:
-            frames.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
-        except (UnidentifiedImageError, OSError) as error:
-            raise LeftOut(f"{feature} cannot be decoded at step {step} ({error})") from error
-    return np.stack(frames)
-
-
-class _VideoReader:
-    """Decodes one video file from front to back, starting anew where a frame before the last is asked for."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.container, self.decoded, self.position = path, None, iter(()), 0
-
-    def frames(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield the frames of these ascending numbers as (H, W, 3) uint8."""
-        import av
-
-        try:
-            if self.container is None or wanted[0] < self.position:
-                self.close()
-                self.container = av.open(str(self.path))
-                self.container.streams.video[0].thread_count = 1
-                self.decoded, self.position = self.container.decode(video=0), 0
-            for number in wanted.tolist():
-                while True:
-                    picture = next(self.decoded, None)
-                    if picture is None:
-                        raise LeftOut(f"{self.path} ends before frame {number}")
-                    self.position += 1
-                    if self.position > number:
-                        break
-                yield picture.to_ndarray(format="rgb24")
-        except (av.FFmpegError, OSError, IndexError) as error:
-            self.close()
-            raise LeftOut(f"{self.path} cannot be decoded ({error})") from error
-
-    def close(self) -> None:
-        if self.container is not None:
-            self.container.close()
-        self.container, self.decoded, self.position = None, iter(()), 0
+def _text(row: dict[str, Any], name: str, default: str) -> str:
+    value = row.get(name)
+    return value if isinstance(value, str) and value else default
