@@ -1,15 +1,15 @@
 """Windows over episode stores: which frames, states, keypoints and actions a model sees together.
 
 Everything that is not an image is held in flat NumPy arrays (one row a step or a frame, all stores one after another),
-so that a batch is a handful of gathers. Images come from a `FrameBank`: decoded once into memory or into a
-memory-mapped cache for small data, read from the stores on demand for large.
+so that a batch is a handful of gathers. Images come from a `FrameSource` per camera: a `FrameBank`, decoded once into
+memory or into a memory-mapped cache, for small data; `StoreFrames`, read from the stores on demand, for large.
 
 An *anchor* is the last frame of a window, named by its global image row; so windows end only where an image exists.
 """
 
 from arvrm.windows.config import WindowConfig, upgraded_window
 from arvrm.windows.frames import FrameBank, Frames, FrameSource, StoreFrames, decode_frames
-from arvrm.windows.headers import HUMAN_CAMERA, Names, StoreHeaders, store_fingerprint
+from arvrm.windows.headers import HUMAN_CAMERA, Names, StoreHeaders, static_camera, store_fingerprint
 from arvrm.windows.human import HAND_KEYPOINTS, IN_MEMORY_BYTES, HumanWindows, choose_hand
 from arvrm.windows.robot import RobotWindows
 from arvrm.windows.sampling import (
@@ -56,6 +56,7 @@ __all__ = [
     "mixing_shares",
     "permuted",
     "split_episodes",
+    "static_camera",
     "store_fingerprint",
     "upgraded_window",
 ]
