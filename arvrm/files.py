@@ -77,8 +77,8 @@ def inside(folder: str | Path, name: object, suffixes: tuple[str, ...], place: s
         UserError: it leads out of the folder (also through a link), or is of another type.
     """
     folder = Path(folder)
-    plain = isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name and "\\" not in name
-    if not plain or not name.isprintable() or Path(name).suffix.lower() not in suffixes:
+    plain = isinstance(name, str) and name not in ("", ".", "..") and "\\" not in name and name.isprintable()
+    if not isinstance(name, str) or not plain or Path(name).name != name or Path(name).suffix.lower() not in suffixes:
         raise UserError(f"{place}: {str(name)[:80]!r} is no {' or '.join(suffixes)} file of {folder}; correct the name")
     path = folder / name
     if path.is_symlink() or path.resolve().parent != folder.resolve():

@@ -27,7 +27,8 @@ from arvrm.episodes import (
     inspect_store,
     merge_stores,
 )
-from arvrm.interface import ArraySpec, Camera, UserError
+from arvrm.interface import Camera, UserError
+from arvrm.robots.vector import Ranges, VectorRobot
 from arvrm.show.contact_sheet import draw_contact_sheet
 
 
@@ -338,36 +339,22 @@ def test_landmarks_may_be_outside_the_image_but_not_the_world():
         encode_episode(edited(ROBOT, landmarks=landmarks))
 
 
-class Slider:
-    """A robot of another shape: one number that it moves, one camera."""
-
-    name = "slider"
-    cameras = (Camera("front", "static"),)
-    arrays = {
-        "position": ArraySpec("float32", (1,)),
-        "actions": ArraySpec("float32", (1,)),
-        "executed": ArraySpec("float32", (1,)),
-    }
-
-    def check_actions(self, place, actions):
-        if np.abs(actions).max() > 2:
-            raise UserError(f"{place} moves further than 2")
+SLIDER = VectorRobot("slider", ("x",), ("m",), Ranges((-1,), (1,)), (Camera("front", "static"),))
+"""A robot of another shape: one number that it moves, one camera."""
 
 
 def slider_episode(id="slider-0", steps=6):
     rng = np.random.default_rng(0)
     at = np.arange(0, steps, 2, dtype=np.int32)
-    moves = rng.uniform(-1, 1, (3, steps, 1)).astype(np.float32)
-    return robot_episode(
-        id, robot="slider", arrays=dict(zip(Slider.arrays, moves, strict=True)), image_steps=at,
-        images={"front": smooth_images(rng, len(at), 24)},
-    )  # fmt: skip
+    arrays = {"state": rng.uniform(-1, 1, (steps, 1)), "actions": rng.uniform(-1, 1, (steps, 1)).astype(np.float32)}
+    images = {"front": smooth_images(rng, len(at), 24)}
+    return robot_episode(id, robot="slider", arrays=arrays, images=images, image_steps=at)
 
 
 @pytest.fixture
 def slider(monkeypatch):
     monkeypatch.setattr(robots, "_KNOWN", dict(robots._KNOWN))
-    return robots.register(Slider())
+    return robots.register(SLIDER)
 
 
 def without_robot(path):
@@ -387,9 +374,9 @@ def test_store_names_its_robot_and_the_robot_says_what_its_episodes_hold(tmp_pat
     assert store.manifest["robot"] == "slider" and store.robot is slider
     read = store.episode("slider-0")
     assert read.robot == "slider" and store.episode("human-A-000000").robot == ""
-    np.testing.assert_array_equal(read.arrays["position"], episode.arrays["position"])
+    np.testing.assert_array_equal(read.arrays["state"], episode.arrays["state"])
     assert "robot: slider\n" in inspect_store(tmp_path / "s")
-    with pytest.raises(UserError, match="episode 'a': actions moves further than 2"):
+    with pytest.raises(UserError, match=r"episode 'a': actions\[0, 0\] \(x\) is 3; it lies between -1 and 1 m"):
         encode_episode(with_value(slider_episode("a"), "actions", (0, 0), 3))
     with pytest.raises(UserError, match="cameras are rgb_gripper, rgb_static; a robot episode has front"):
         encode_episode(replace(slider_episode("a"), images=ROBOT.images))

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import shutil
@@ -5,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small_stores import human_episode, human_store, robot_store, write
+from small_stores import human_episode, human_store, robot_episode, robot_store, write
 
-from arvrm.interface import UserError
+from arvrm import robots
+from arvrm.interface import Camera, UserError
 from arvrm.model.encoders import TextConfig, TextEncoder, VisionConfig, image_encoder
 from arvrm.retrieval import (
     ClipIndex,
@@ -23,6 +25,7 @@ from arvrm.retrieval import (
     write_index,
 )
 from arvrm.retrieval.shortlist import principal_components
+from arvrm.robots.vector import Ranges, VectorRobot
 from arvrm.windows import EpisodeTable, HumanWindows, Names, TextTable, WindowConfig, decode_frames
 
 VISION = VisionConfig(width=16, channels=(8, 8), depth=1, points=8, static_size=32, film=True)
@@ -226,6 +229,22 @@ def accompany(tmp_path, config, robots=None, humans=None, **options):
 def test_clips_of_the_robots_task_accompany_its_windows(tmp_path):
     clips = accompany(tmp_path, RetrievalConfig(clips=2))
     for episode in range(len(clips.robots)):
+        task = clips.robots.tasks[clips.robots.task[episode]]
+        assert {clips.index.tasks[row] for row in clips.matches.rows[episode]} == {task}
+
+
+def test_clips_accompany_a_robot_whose_camera_has_another_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(robots, "_KNOWN", dict(robots._KNOWN))
+    cameras = (Camera("front", "static"), Camera("left", "left"))
+    robots.register(VectorRobot("slider", ("x",), ("m",), Ranges((-1,), (1,)), cameras))
+    episodes = []
+    for number, task in enumerate(("open_drawer", "lift_red_block_table")):
+        same = robot_episode(f"r{number}", task, steps=19, colour=(40 + 80 * number, 90, 160))
+        arrays = {"state": np.zeros((19, 1)), "actions": np.zeros((19, 1), np.float32)}
+        images = {"front": same.images["rgb_static"], "left": same.images["rgb_gripper"]}
+        episodes.append(dataclasses.replace(same, robot="slider", arrays=arrays, images=images))
+    clips = accompany(tmp_path, RetrievalConfig(clips=2), write(tmp_path / "r", episodes))
+    for episode in range(2):
         task = clips.robots.tasks[clips.robots.task[episode]]
         assert {clips.index.tasks[row] for row in clips.matches.rows[episode]} == {task}
 

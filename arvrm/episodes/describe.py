@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -45,6 +44,6 @@ def inspect_store(path: str | Path) -> str:
     return "\n".join(lines)
 
 
-def _shorten(value: Any) -> str:
+def _shorten(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     return text if len(text) <= 400 else text[:397] + "..."

@@ -63,12 +63,7 @@ def encode_episode(episode: Episode, jpeg_quality: int = JPEG_QUALITY) -> Encode
             array = np.ascontiguousarray(episode.arrays[name])
             specs.append([name, array.dtype.name, list(array.shape)])
             arrays.append((array_key(episode.id, name), seal(array.tobytes())))
-    encoded = {
-        camera: images
-        if isinstance(images := episode.images[camera], EncodedImages)
-        else EncodedImages(*images.shape[1:3], tuple(encode_image(image, jpeg_quality) for image in images))
-        for camera in cameras_of(episode)
-    }
+    encoded = {camera: _encode_images(episode.images[camera], jpeg_quality) for camera in cameras_of(episode)}
     header = {
         "id": episode.id,
         "embodiment": episode.embodiment,
@@ -86,7 +81,7 @@ def encode_episode(episode: Episode, jpeg_quality: int = JPEG_QUALITY) -> Encode
     }
     try:
         json.dumps(episode.meta, allow_nan=False)
-        packed = msgpack.packb(header)
+        packed = bytes(msgpack.packb(header) or b"")
     except (TypeError, ValueError) as error:
         raise UserError(f"episode {episode.id!r}: meta is not JSON-able ({error}); use plain Python values") from error
     images = [
@@ -103,6 +98,13 @@ def encode_episode(episode: Episode, jpeg_quality: int = JPEG_QUALITY) -> Encode
         len(episode.image_steps),
         episode.robot,
     )
+
+
+def _encode_images(images: np.ndarray | EncodedImages, jpeg_quality: int) -> EncodedImages:
+    if isinstance(images, EncodedImages):
+        return images
+    _, height, width, _ = images.shape
+    return EncodedImages(height, width, tuple(encode_image(image, jpeg_quality) for image in images))
 
 
 def seal(content: bytes) -> bytes:
@@ -162,7 +164,7 @@ def parse_manifest(path: Path, content: bytes) -> dict[str, Any]:
     return manifest
 
 
-def difference(key: str, old: Any, new: Any) -> str:
+def difference(key: str, old: object, new: object) -> str:
     if isinstance(old, dict) and isinstance(new, dict):
         for inner in sorted({*old, *new}):
             if old.get(inner) != new.get(inner):

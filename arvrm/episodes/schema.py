@@ -153,15 +153,17 @@ def validate_episode(episode: Episode) -> None:
     if steps == 0:
         raise UserError(f"{place}: it has no steps; leave it out")
     if episode.embodiment == "robot":
-        for name in [name for name in ("actions", "executed") if name in episode.arrays]:
-            robots.named(episode.robot, place).check_actions(f"{place}: {name}", episode.arrays[name])
+        robot = robots.named(episode.robot, place)
+        for name in ("actions", "executed"):
+            if name in episode.arrays:
+                robot.check_actions(f"{place}: {name}", episode.arrays[name])
     elif episode.arrays["keypoints"].shape[1] != episode.arrays["visible"].shape[1]:
         shapes = f"{episode.arrays['keypoints'].shape[1]} and {episode.arrays['visible'].shape[1]}"
         raise UserError(f"{place}: keypoints and visible have {shapes} columns; give one flag per keypoint")
     _validate_images(place, episode, steps)
 
 
-def _validate_array(place: str, name: str, array: Any, spec: ArraySpec) -> None:
+def _validate_array(place: str, name: str, array: object, spec: ArraySpec) -> None:
     wanted = f"({', '.join(['N', *('21 or 42' if s is None else str(s) for s in spec.shape)])})"
     if not isinstance(array, np.ndarray):
         raise UserError(f"{place}: {name} is {type(array).__name__}; give a NumPy array {spec.dtype} {wanted}")

@@ -17,7 +17,7 @@ import simplejpeg
 from arvrm import robots
 from arvrm.episodes.database import Database
 from arvrm.episodes.records import EncodedEpisode, array_key, image_key, parse_manifest, unpack_header
-from arvrm.episodes.schema import Episode, EpisodeHeader
+from arvrm.episodes.schema import EncodedImages, Episode, EpisodeHeader
 from arvrm.interface import Robot, UserError
 from arvrm.robots import CALVIN
 
@@ -76,20 +76,21 @@ class EpisodeStore:
         """What the writer was given, and `format`, `version`, `jpeg`, `complete`, `counts`, `robot` if it has one."""
         database = self._open()
         with database.begin() as txn:
-            manifest = parse_manifest(self.path, bytes(txn.get(b"manifest", db=database.tables[b"meta"])))
-            counts = json.loads(bytes(txn.get(b"counts", b"{}", db=database.tables[b"meta"])))
+            stored = bytes(txn.get(b"manifest", db=database.tables[b"meta"]) or b"")
+            counts = json.loads(bytes(txn.get(b"counts", db=database.tables[b"meta"]) or b"{}"))
+        manifest = parse_manifest(self.path, stored)
         return {**manifest, "counts": {"episodes": 0, "steps": 0, "frames": 0, **counts}}
 
     @property
     def robot_name(self) -> str:
         """Whose robot episodes it holds, "" where none; a store from before robots had names holds CALVIN's."""
-        if self._robot_name is None:
+        name = self._robot_name
+        if name is None:
             name = self.manifest.get("robot")
-            if name is None:
-                held = any(header.embodiment == "robot" for header in self.headers())
-                name = CALVIN.name if held else ""
-            self._robot_name = name
-        return self._robot_name
+        if name is None:
+            name = CALVIN.name if any(header.embodiment == "robot" for header in self.headers()) else ""
+        self._robot_name = name
+        return name
 
     @property
     def robot(self) -> Robot | None:
@@ -215,7 +216,9 @@ class EpisodeStore:
     def episode(self, id: str) -> Episode:
         """Read a whole episode."""
         header = self.header(id)
-        images = {camera: self.frames(id, camera, range(header.frames)) for camera in header.cameras}
+        images: dict[str, np.ndarray | EncodedImages] = {
+            camera: self.frames(id, camera, range(header.frames)) for camera in header.cameras
+        }
         return Episode(
             header.id,
             header.embodiment,
@@ -243,7 +246,7 @@ class EpisodeStore:
                 for key, what in keys:
                     raw = txn.get(key, db=database.tables[table])
                     self._unseal(raw, id, what)
-                    found.append((key, bytes(raw)))
+                    found.append((key, bytes(raw or b"")))
                 return tuple(found)
 
             images = (
@@ -308,7 +311,7 @@ class EpisodeStore:
             raise UserError(f"{self._place(id)}: is not in the store; `arvrm inspect` lists what is")
         return self._unseal(raw, id, table.decode())
 
-    def _unseal(self, raw: Any, id: str, what: str, tested: bool = False) -> memoryview:
+    def _unseal(self, raw: bytes | memoryview | None, id: str, what: str, tested: bool = False) -> memoryview:
         if raw is None:
             raise UserError(f"{self._place(id, what)}: is missing; the store is damaged, write it again")
         view = memoryview(raw)

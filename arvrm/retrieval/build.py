@@ -67,7 +67,7 @@ def build_index(
     output: str | Path,
     overwrite: bool = False,
     cache: str | Path | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[int], object] | None = None,
     search: SearchConfig | None = None,
 ) -> ClipIndex:
     """Compute the features of every human clip of `stores` and save the index under its name when it is whole.
@@ -94,10 +94,14 @@ def build_index(
             table.store,
             np.diff(table.image_start),
         )
-        text = (encoders.sentences([table.sentences[i] for i in table.sentence[rows]]) for rows in _every(len(table)))
+        text = (
+            encoders.sentences([table.sentences[int(i)] for i in table.sentence[rows]]) for rows in _every(len(table))
+        )
         frames = (part[start : start + 65_536] for part in features.parts for start in range(0, len(part), 65_536))
-        described = {"encoders": encoders.save(temporary)}
-        described["stores"] = [{"path": str(s.path), "fingerprint": store_fingerprint(s)} for s in opened]
+        described = {
+            "encoders": encoders.save(temporary),
+            "stores": [{"path": str(store.path), "fingerprint": store_fingerprint(store)} for store in opened],
+        }
         write_index(temporary, described, clips, text, frames, search)
         del features, frames
         shutil.rmtree(temporary / "parts", ignore_errors=True)
@@ -180,20 +184,19 @@ def _approximate(index: ClipIndex, config: SearchConfig) -> dict[str, Any]:
         "frames": config.frames,
         "lists": coarse.lists,
     }
-    index.coarse = coarse
     rng = np.random.default_rng(0)
     rows = np.sort(rng.choice(len(index), size=min(config.queries, len(index)), replace=False))
-    return settings | _calibrated(index, config, rows)
+    return settings | _calibrated(index, coarse, config, rows)
 
 
-def _calibrated(index: ClipIndex, config: SearchConfig, rows: np.ndarray) -> dict[str, Any]:
+def _calibrated(index: ClipIndex, coarse: Shortlist, config: SearchConfig, rows: np.ndarray) -> dict[str, Any]:
     """Return the cheapest probes and length of the short list, and their recall over the clips `rows` as queries.
 
     A clip finds itself at once, so that its 10 best others are looked at. If no choice finds enough, the one that finds
     most is taken.
     """
     wanted = min(RECALL_AT, len(index) - 1)
-    lists = index.coarse.lists
+    lists = coarse.lists
     shares = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     probes = [config.probes] if config.probes else sorted({max(1, round(share * lists)) for share in shares})
     sizes = [config.shortlist] if config.shortlist else [100, 200, 400, 800, 1600, 3200]
@@ -207,11 +210,11 @@ def _calibrated(index: ClipIndex, config: SearchConfig, rows: np.ndarray) -> dic
         truths.append([[row for row in found if row != own][:wanted] for own, found in zip(rows, exact, strict=True)])
         queries.append(index.query(text, frames, config.frames))
     # Bytes that a query reads. Those of the short list lie anywhere, and must be converted.
-    scanned = len(index) / lists * index.coarse.basis.shape[1]
+    scanned = len(index) / lists * coarse.basis.shape[1]
     compared = 3 * (4 * index.text.shape[1] + 2 * config.frames * index.frames.shape[1])
     choices = []
     for probe in (min(probe, lists) for probe in probes):
-        found = [index.coarse.search(query, min(max(sizes) + 1, len(index)), probe) for query in queries]
+        found = [coarse.search(query, min(max(sizes) + 1, len(index)), probe) for query in queries]
         for size in sizes:
             hits = [
                 sum(len(set(a) & set(b[: size + 1].tolist())) for a, b in zip(*pair, strict=True))

@@ -17,6 +17,7 @@ from arvrm.config import from_dict
 from arvrm.model.encoders import TextConfig, TextEncoder, VisionConfig, fit_images, image_encoder
 from arvrm.model.upgrade import upgraded_model
 from arvrm.windows import EpisodeTable, FrameBank, decode_frames
+from arvrm.windows.headers import static_camera
 
 _TEXT: Mapping[str, Any] = {
     "encoder": "wordllama",
@@ -154,12 +155,12 @@ def frame_features(
     table: EpisodeTable,
     encoders: FrozenEncoders,
     cache: str | Path | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> FrameBank:
     """Return unit-length CLS features (F, D) float16 of the static camera, computed once per encoder and store."""
     return decode_frames(
         table,
-        "rgb_static",
+        static_camera(table.robot),
         cache=cache,
         compute=lambda frames: encoders.images(frames).astype(np.float16),
         key=f"cls-{encoders.hash}",

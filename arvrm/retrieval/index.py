@@ -126,13 +126,13 @@ class ClipIndex:
                 _test(path / name, expected, size <= TESTED_AT_LOADING or values["version"] == 1)
             clips = Clips.of_json(values["clips"]) if values["version"] == 1 else Clips.load(path / "clips.npz")
             text, frames = (np.load(path / name, mmap_mode="r") for name in ("text.npy", "frames.npy"))
-            approximate = values.get("search", {}).get("kind") == "approximate"
-            index = cls(path, values, clips, text, frames, Shortlist.load(path) if approximate else None)
+            coarse = Shortlist.load(path) if values.get("search", {}).get("kind") == "approximate" else None
+            index = cls(path, values, clips, text, frames, coarse)
             if len(text) != len(index) or len(frames) != index.start[-1]:
                 raise ValueError(f"{len(index)} clips but {len(text)} texts and {len(frames)} frames")
-            if approximate:
+            if coarse is not None:
                 expected = text.shape[1] + index.settings["frames"] * frames.shape[1]
-                if len(index.coarse) != len(index) or len(index.coarse.mean) != expected:
+                if len(coarse) != len(index) or len(coarse.mean) != expected:
                     raise ValueError("the coarse index is not of these clips")
         if encoder_hash is not None and encoder_hash != index.encoder_hash:
             raise UserError(
@@ -208,7 +208,7 @@ class ClipIndex:
         count = min(clips, len(self) - len(excluded))
         rows = np.full((len(text), clips), -1, dtype=np.int64)
         if count > 0 and self.coarse is not None:
-            rows[:, :count] = self._shortlisted(text, frames, count, excluded)
+            rows[:, :count] = self._shortlisted(self.coarse, text, frames, count, excluded)
         elif count > 0:
             rows[:, :count] = self.exact(text, frames, count, excluded)
         language, visual = self._terms(rows, text, frames)
@@ -273,13 +273,15 @@ class ClipIndex:
             spread[:, place] += frames[:, t]
         return np.concatenate([text, spread.reshape(len(frames), -1)], axis=1)
 
-    def _shortlisted(self, text: np.ndarray, frames: np.ndarray, count: int, excluded: np.ndarray) -> np.ndarray:
+    def _shortlisted(
+        self, coarse: Shortlist, text: np.ndarray, frames: np.ndarray, count: int, excluded: np.ndarray
+    ) -> np.ndarray:
         query = self.query(text, frames, self.settings["frames"])
         size = min(max(self.settings["shortlist"], count), len(self) - len(excluded))
-        found = self.coarse.search(query, size, self.settings["probes"], excluded)
+        found = coarse.search(query, size, self.settings["probes"], excluded)
         short = np.flatnonzero((found >= 0).sum(axis=1) < count)
         if len(short):  # the probed clusters hold too few that are not excluded
-            found[short] = self.coarse.search(query[short], size, self.coarse.lists, excluded)
+            found[short] = coarse.search(query[short], size, coarse.lists, excluded)
         rows = np.full((len(text), count), -1, dtype=np.int64)
         for number, candidates in enumerate(found):
             candidates = np.sort(candidates[candidates >= 0])  # in the order of the disk
@@ -299,8 +301,8 @@ class ClipIndex:
             for query, some in enumerate(np.maximum(rows, 0)):
                 wanted = torch.from_numpy(np.ascontiguousarray(frames[query]).reshape(-1))
                 for part, terms in zip(blocks(some, few), blocks(visual[query], few), strict=True):
-                    seen = torch.from_numpy(self.resampled(part, frames.shape[1]))
-                    terms[:] = (seen.view(len(part), -1) @ wanted).numpy()
+                    own = torch.from_numpy(self.resampled(part, frames.shape[1]))
+                    terms[:] = (own.view(len(part), -1) @ wanted).numpy()
         return np.where(known, language, 0).astype(np.float32), np.where(known, visual, 0).astype(np.float32)
 
     def align(

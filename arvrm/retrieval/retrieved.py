@@ -7,7 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -88,9 +88,11 @@ class RetrievedClips:
         self.matches = self._random() if config.choice == "random" else self._search()
         self.warped = self._warp() if config.align == "dtw" else None
         if file is not None:
-            extra = {} if self.warped is None else {"warped": self.warped}
+            kept: dict[str, Any] = dataclasses.asdict(self.matches)
+            if self.warped is not None:
+                kept["warped"] = self.warped
             with replacing(file) as partial, open(partial, "wb") as stream:
-                np.savez(stream, **dataclasses.asdict(self.matches), **extra)
+                np.savez(stream, **kept)
 
     def of(self, anchors: np.ndarray) -> np.ndarray:
         """Return the rows (B, J) of the index that accompany the windows ending at `anchors`; -1: none."""
@@ -101,25 +103,35 @@ class RetrievedClips:
         clips = self.of(anchors)
         known = clips >= 0
         clips = np.maximum(clips, 0)
-        table, length = self.humans.table, np.diff(self.humans.table.image_start)
-        if self.config.align == "progress":
-            episode = self.robots.episode_of_image[anchors]
-            first, end = self.robots.step_start[episode], self.robots.step_start[episode + 1]
-            progress = (self.robots.step_of_image[anchors] - first) / np.maximum(end - 1 - first, 1)
-            last = table.image_start[clips] + np.round(progress[:, None] * (length[clips] - 1)).astype(np.int64)
-            rows, mask = table.window_frames(last.reshape(-1), self.history)
-            rows, mask = rows.reshape(*clips.shape, -1), mask.reshape(*clips.shape, -1)
-        elif self.config.align == "uniform":
-            share = np.linspace(0, 1, self.history) if self.history > 1 else np.array([0.5])
-            local = np.round(share * (length[clips][..., None] - 1)).astype(np.int64)
-            rows, mask = table.image_start[clips][..., None] + local, np.ones((*clips.shape, self.history), dtype=bool)
-        else:
-            frames, mask = self.robots.window_frames(anchors, self.history)
-            # (B, T, J) -> (B, J, T); with query "window" a window's frames are warped by its own search.
-            warped = self.warped[anchors] if self.config.query == "window" else self.warped[frames].swapaxes(1, 2)
-            rows = table.image_start[clips][..., None] + warped
-            mask = np.broadcast_to(mask[:, None, :], rows.shape)
+        aligned = {"progress": self._by_progress, "uniform": self._spread, "dtw": self._by_warping}
+        rows, mask = aligned[self.config.align](anchors, clips)
         return self.humans.gather(rows, mask & known[..., None], clips, images)
+
+    def _by_progress(self, anchors: np.ndarray, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows of the human table and which are no padding, (B, J, T) each; so do the other two."""
+        table, robots = self.humans.table, self.robots
+        episode = robots.episode_of_image[anchors]
+        first, end = robots.step_start[episode], robots.step_start[episode + 1]
+        progress = (robots.step_of_image[anchors] - first) / np.maximum(end - 1 - first, 1)
+        length = np.diff(table.image_start)[clips]
+        last = table.image_start[clips] + np.round(progress[:, None] * (length - 1)).astype(np.int64)
+        rows, mask = table.window_frames(last.reshape(-1), self.history)
+        return rows.reshape(*clips.shape, -1), mask.reshape(*clips.shape, -1)
+
+    def _spread(self, anchors: np.ndarray, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        table = self.humans.table
+        share = np.linspace(0, 1, self.history) if self.history > 1 else np.array([0.5])
+        length = np.diff(table.image_start)[clips]
+        local = np.round(share * (length[..., None] - 1)).astype(np.int64)
+        return table.image_start[clips][..., None] + local, np.ones((*clips.shape, self.history), dtype=bool)
+
+    def _by_warping(self, anchors: np.ndarray, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assert self.warped is not None
+        frames, mask = self.robots.window_frames(anchors, self.history)
+        # (B, T, J) -> (B, J, T); with query "window" a window's frames are warped by its own search.
+        warped = self.warped[anchors] if self.config.query == "window" else self.warped[frames].swapaxes(1, 2)
+        rows = self.humans.table.image_start[clips][..., None] + warped
+        return rows, np.broadcast_to(mask[:, None, :], rows.shape)
 
     def _search(self) -> Matches:
         robots, config = self.robots, self.config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -21,7 +21,11 @@ class Coded(Sequence[str]):
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitem__(self, index):  # type: ignore[override]
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self.names[int(self.codes[index])]
@@ -30,8 +34,8 @@ class Coded(Sequence[str]):
         """Return the rows whose name is one of `wanted`, ascending."""
         if not wanted:
             return np.zeros(0, dtype=np.int64)
-        wanted = set(wanted)
-        chosen = [number for number, name in enumerate(self.names) if name in wanted]
+        known = set(wanted)
+        chosen = [number for number, name in enumerate(self.names) if name in known]
         return np.flatnonzero(np.isin(self.codes, chosen)).astype(np.int64)
 
 
@@ -55,7 +59,12 @@ class Clips:
         return len(self.ids)
 
     def save(self, file: Path) -> None:
-        values = {"ids_text": self.ids.text, "ids_end": self.ids.end, "store": self.store, "lengths": self.lengths}
+        values: dict[str, Any] = {
+            "ids_text": self.ids.text,
+            "ids_end": self.ids.end,
+            "store": self.store,
+            "lengths": self.lengths,
+        }
         for name in ("instructions", "tasks", "groups"):
             names, codes = getattr(self, name)
             values |= {f"{name}_text": names.text, f"{name}_end": names.end, name: codes}
@@ -64,13 +73,13 @@ class Clips:
     @classmethod
     def load(cls, file: Path) -> Clips:
         with np.load(file, allow_pickle=False) as found:
-            named = [
+            instructions, tasks, groups = (
                 (Names(found[f"{name}_text"], found[f"{name}_end"]), found[name])
                 for name in ("instructions", "tasks", "groups")
-            ]
+            )
             ids = Names(found["ids_text"], found["ids_end"])
-            clips = cls(ids, *named, found["store"], found["lengths"].astype(np.int64))
-        for values in (*(codes for _, codes in named), clips.store, clips.lengths):
+            clips = cls(ids, instructions, tasks, groups, found["store"], found["lengths"].astype(np.int64))
+        for values in (instructions[1], tasks[1], groups[1], clips.store, clips.lengths):
             if len(values) != len(ids):
                 raise ValueError(f"{file.name} has columns of different lengths")
         return clips
