@@ -1,4 +1,5 @@
-"""Measure the scripted experts: success and length of each task from random starts, or of whole official chains.
+"""Measure the scripted experts: success and length of each task from starts as
+`arvrm evaluate --protocol single` has them, or of whole official chains.
 
     python benchmarks/experts.py --scene D --assets official --starts 100
     python benchmarks/experts.py --scene D --assets builtin --chains 1000 --json experts.json
@@ -36,33 +37,32 @@ def _open(arguments) -> None:
 
 
 def _single(job) -> dict:
-    from arvrm.sim.experts import rollout_expert, sample_start
+    from arvrm.evaluation import official_chains
+    from arvrm.sim.experts import rollout_expert
+    from arvrm.sim.starts import prepare, prepared_starts
 
     task, index, seed, noise = job
+    starts = prepared_starts(official_chains(), task, index + 1, seed)[index]
+    _, before = prepare(_env, starts, seed, index)
     rng = np.random.default_rng([seed, TASKS.index(task), index])
-    before = sample_start(task, _env, rng)
-    rollout = rollout_expert(_env, task, rng, noise, MAX_STEPS)
-    return {"task": task, "index": index, "before": before, "success": rollout.success, "steps": rollout.steps}
+    rollout = rollout_expert(_env, task, rng, noise, MAX_STEPS, after=before)
+    return {"task": task, "index": index, "success": rollout.success, "steps": rollout.steps}
 
 
 def _chain(job) -> dict:
-    from arvrm.sim.chains import chain_start, generate_chains
+    from arvrm.evaluation import official_chains
     from arvrm.sim.experts import Expert
-    from arvrm.sim.tasks import TaskOracle
+    from arvrm.sim.starts import let_do, reset_to_chain
 
     index, seed, noise = job
-    chain, oracle, expert, done = generate_chains()[index], TaskOracle(), None, []
-    robot_obs, scene_obs = chain_start(chain, _env)
-    info = _env.reset(options={"robot_obs": robot_obs, "scene_obs": scene_obs})[1]
+    chain, expert, done = official_chains()[index], None, []
+    info = reset_to_chain(_env, chain)
     for place, task in enumerate(chain.tasks):
-        start, expert = info, Expert(task, _env, np.random.default_rng([seed, index, place]), noise, expert)
-        for step in range(1, MAX_STEPS + 1):
-            info = _env.step(expert.act())[4]
-            if oracle.completed(start, info, (task,)):
-                done.append(step)
-                break
-        else:
+        expert = Expert(task, _env, np.random.default_rng([seed, index, place]), noise, expert)
+        info = let_do(_env, expert, info, MAX_STEPS)
+        if info is None:
             break
+        done.append(expert.acts)
     return {"index": index, "tasks": chain.tasks, "completed": len(done), "steps": done}
 
 
@@ -72,7 +72,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--assets", choices=("official", "builtin"), default="builtin")
     parser.add_argument("--calvin-root", default=os.environ.get("CALVIN_ROOT"))
     parser.add_argument("--variation", type=int, help="seed of a built-in scene's varied layout")
-    parser.add_argument("--starts", type=int, default=100, help="random starts of each task")
+    parser.add_argument("--starts", type=int, default=100, help="starts of each task")
     parser.add_argument("--chains", type=int, default=0, help="measure this many official chains instead")
     parser.add_argument("--first", type=int, default=0, help="the first chain's index")
     parser.add_argument("--tasks", default="all", help="comma-separated; all of them by default")

@@ -465,8 +465,8 @@ def test_single_starts_prepare_what_each_task_needs():
     found = make_jobs(EvaluateConfig(protocol="single", starts=3, tasks=("place_in_drawer", "turn_on_led")))
     assert [job.tasks[0] for job in found] == ["place_in_drawer"] * 3 + ["turn_on_led"] * 3
     for job in found[:3]:
-        assert all(any(task.startswith("lift") for task in before) for _, before in job.start)
-    assert all(before == () for job in found[3:] for _, before in job.start[:1])
+        assert all(any(task.startswith("lift") for task in start.before) for start in job.start)
+    assert all(job.start[0].before == () for job in found[3:])
     assert len(make_jobs(EvaluateConfig(protocol="single", starts=100, tasks=("lift_pink_block_drawer",)))) == 100
 
 

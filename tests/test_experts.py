@@ -9,7 +9,7 @@ from arvrm.interface import TASKS, UserError
 from arvrm.robots.calvin import apply_relative_action
 from arvrm.sim.chains import chain_start, generate_chains
 from arvrm.sim.env import PlayTableEnv
-from arvrm.sim.experts import Expert, grip_matrix, rollout_expert, sample_start, settle
+from arvrm.sim.experts import Expert, grip_matrix, rollout_expert, settle
 from arvrm.sim.tasks import TaskOracle
 
 
@@ -132,8 +132,6 @@ def test_actions_are_relative_actions_with_a_binary_gripper(env):
 def test_unknown_task_is_refused(env):
     with pytest.raises(UserError, match="juggle"):
         Expert("juggle", env, rng())
-    with pytest.raises(UserError, match="juggle"):
-        sample_start("juggle", env, rng())
 
 
 @pytest.mark.parametrize(
@@ -214,16 +212,6 @@ def test_records_hold_the_state_before_each_action(env):
     assert np.allclose(moved, records["target_pose"][1:], atol=1e-6)
     assert rollout.success_row is not None and count - rollout.success_row <= 5
     assert records["scene_obs"][rollout.success_row - 1, 5] == 0 and env.scene_obs()[5] == 1
-
-
-def test_sampled_start_differs_by_seed_and_lets_the_task_begin(env):
-    scenes = []
-    for seed in (0, 0, 1):
-        before = sample_start("place_in_drawer", env, rng(seed))
-        assert any(task.startswith("lift") for task in before)
-        scenes.append(env.scene_obs())
-        assert len(env.task_info()["robot_contacts"]) == 1
-    assert np.array_equal(scenes[0], scenes[1]) and not np.array_equal(scenes[0], scenes[2])
 
 
 def test_leaning_gripper_points_its_fingers_where_it_leans():

@@ -14,10 +14,6 @@ import numpy as np
 from arvrm.evaluation.config import OFFICIAL_CHAINS, EvaluateConfig
 from arvrm.interface import TASKS, Job, UserError
 
-SPARE_STARTS = 8
-"""Other starts that are tried where the expert cannot prepare a single task."""
-
-
 Say = Callable[[str, np.random.Generator], str]
 
 
@@ -31,7 +27,7 @@ def make_jobs(config: EvaluateConfig) -> list[Job]:
     if config.protocol == "single" and config.chain_file:
         raise UserError("chain_file: single tasks start from chains of their own; drop it or use --protocol chains")
     if config.protocol == "single":
-        wanted = _single_starts(config, tasks)
+        wanted = _single(config, tasks)
     else:
         wanted = [(chain.tasks, chain) for chain in _chains(config, tasks)]
     say = sentences(config, {task for these, _ in wanted for task in these})
@@ -96,6 +92,13 @@ def _chains(config: EvaluateConfig, tasks: tuple[str, ...]) -> list[Any]:
     return generate_chains(config.chains, tasks)
 
 
+def _single(config: EvaluateConfig, tasks: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
+    from arvrm.sim.starts import prepared_starts
+
+    chains = official_chains()
+    return [((task,), start) for task in tasks for start in prepared_starts(chains, task, config.starts, config.seed)]
+
+
 def official_chains() -> list[Any]:
     """Return what `generate_chains(1000)` does, which takes some seconds, from a file that it made."""
     from arvrm.sim.chains import Chain
@@ -105,26 +108,6 @@ def official_chains() -> list[Any]:
         Chain(dict(zip(stored["keys"], state, strict=True)), tuple(TASKS[number] for number in tasks))
         for state, tasks in stored["chains"]
     ]
-
-
-def _single_starts(config: EvaluateConfig, tasks: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
-    """`starts` starts of each task: where it stands early in an official chain, whose tasks before it the expert does.
-
-    So a block is held where it is to be placed, and the drawer open where something is to be taken out of it. Blocks
-    are moved a little besides, since some tasks stand in few chains.
-    """
-    chains = official_chains()
-    found = []
-    for task in tasks:
-        rng = np.random.default_rng([config.seed, TASKS.index(task)])
-        places = [(chain, chain.tasks.index(task)) for chain in chains if task in chain.tasks]
-        # Early places first: fewer tasks to prepare. The order among equals is drawn.
-        order = sorted(rng.permutation(len(places)), key=lambda number: places[number][1])
-        for number in range(config.starts):
-            tries = [order[(number + more) % len(order)] for more in range(1 + SPARE_STARTS)]
-            starts = [(places[k][0], places[k][0].tasks[: places[k][1]]) for k in tries]
-            found.append(((task,), tuple(starts)))
-    return found
 
 
 def sentences(config: EvaluateConfig, tasks: Collection[str] | None = None, known_tasks: Sequence[str] = TASKS) -> Say:

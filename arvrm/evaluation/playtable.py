@@ -8,13 +8,9 @@ from typing import Any
 import numpy as np
 
 from arvrm.evaluation.config import EvaluateConfig
-from arvrm.interface import TASKS, Job, Observation, PolicySpec, Robot
+from arvrm.interface import Job, Observation, PolicySpec, Robot
 from arvrm.robots import CALVIN
 
-EXPERT_STEPS = 360
-"""Control steps in which the expert must prepare the start of a single task."""
-JITTER_M, JITTER_RAD = 0.01, 0.3
-"""How far blocks are moved and turned at most, each way, at the starts of single tasks."""
 FILM_SIZES = {"static": 200, "gripper": 84}
 """Pixels of films' images, whatever the policy's are."""
 DEFAULT_SIZES = {"rgb_static": 200, "rgb_gripper": 84}
@@ -48,36 +44,13 @@ class PlayTableWorld:
         self._expert: Any = None
 
     def start(self, job: Job) -> dict[str, Any]:
-        """Bring the simulator to the job's initial state; return the info there."""
-        if not isinstance(job.start, tuple):
-            return self._reset(job.start)
-        rng = np.random.default_rng([self.seed, job.index, 2])
-        for attempt, (chain, before) in enumerate(job.start):
-            info = self._reset(chain, rng)
-            if all((info := self._prepare(task, job.index, attempt, info)) for task in before):
-                return info
-        raise RuntimeError(f"the expert could not prepare {job.tasks[0]} in {len(job.start)} attempts")
+        from arvrm.sim.starts import prepare, reset_to_chain
 
-    def _reset(self, chain: Any, rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """Start a chain; with `rng` the blocks lie a little elsewhere."""
-        from arvrm.sim.chains import chain_start
-
+        if isinstance(job.start, tuple):
+            info, self._expert = prepare(self.env, job.start, self.seed, job.index)
+            return info
         self._expert = None  # one of another chain has no motion to finish here
-        robot_obs, scene_obs = chain_start(chain, self.env)
-        if rng is not None:
-            blocks = scene_obs[6:].reshape(3, 6)
-            blocks[:, :2] += rng.uniform(-JITTER_M, JITTER_M, (3, 2))
-            blocks[:, 5] += rng.uniform(-JITTER_RAD, JITTER_RAD, 3)
-        return self.env.reset(options={"robot_obs": robot_obs, "scene_obs": scene_obs})[1]
-
-    def _prepare(self, task: str, index: int, attempt: int, start_info: dict[str, Any]) -> dict[str, Any] | None:
-        """Let the expert do a task; return the info at its end, None if it fails."""
-        act = self.expert(task, np.random.default_rng([index, attempt, TASKS.index(task)]))
-        for _ in range(EXPERT_STEPS):
-            info = self.step(act())
-            if self.completed(start_info, info, task):
-                return info
-        return None
+        return reset_to_chain(self.env, job.start)
 
     def step(self, action: np.ndarray) -> dict[str, Any]:
         return self.env.step(action)[4]

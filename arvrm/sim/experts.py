@@ -8,7 +8,6 @@ from `env.fixtures` and the blocks' sizes: the same code solves every scene.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -162,6 +161,7 @@ class Expert:
 
     Attributes:
         finished: the whole motion is over, the hand is in a clear pose (it keeps holding a lifted block).
+        acts: how often it has acted.
         finished_at: the number of the `act` at which it finished, counted from 1.
         label: (7,) float64, the clean action of the last `act`.
 
@@ -178,12 +178,12 @@ class Expert:
         self._noise = _Noise(rng, noise)
         self._motion = _Motion(env)
         self._program: Program | None = None
-        self._acts = 0
+        self.acts = 0
         self.finished_at = 0
 
     def act(self) -> np.ndarray:
         """Return the (7,) float64 relative action for the state the environment is in now."""
-        self._acts += 1
+        self.acts += 1
         if self._after is not None:
             if not self._after.finished:
                 action = self._after.act()
@@ -200,7 +200,7 @@ class Expert:
             try:
                 self.label = next(self._program)
             except StopIteration:
-                self.finished, self.finished_at = True, self._acts
+                self.finished, self.finished_at = True, self.acts
                 self.label = self._motion.rest()
         return self._noise.disturb(self.label, self._motion.delicate or self.finished)
 
@@ -1384,62 +1384,3 @@ def settle(env, limit: int = 15) -> None:
         if max(velocities) < 0.01:
             return
         env.step(np.array([0, 0, 0, 0, 0, 0, env.robot_obs()[14]], dtype=float))
-
-
-def sample_start(task: str, env, rng: np.random.Generator, attempts: int = 30) -> tuple[str, ...]:
-    """Bring the environment to a random state in which a task can begin; return the tasks done to get there.
-
-    The states are those of CALVIN's chains: where one begins with the task, or, more rarely, where the experts have
-    done what comes before it. Half of the starts have their blocks thrown anew over the same surfaces.
-
-    Raises:
-        UserError: unknown task.
-        RuntimeError: the experts could not prepare a start.
-    """
-    from arvrm.sim.chains import chain_start
-
-    if task not in TASKS:
-        raise UserError(f"task: {task!r} is unknown; choose one of arvrm.interface.TASKS")
-    first, later = _prefixes()[task]
-    for _ in range(attempts):
-        options = first if first and (not later or rng.random() < 0.7) else later
-        chain, length = options[rng.integers(len(options))]
-        robot_obs, scene_obs = chain_start(chain, env)
-        if rng.random() < 0.5:
-            scene_obs = _scatter(scene_obs, chain.initial_state, env, rng)
-        env.reset(options={"robot_obs": robot_obs, "scene_obs": scene_obs})
-        if all(rollout_expert(env, earlier, rng).success for earlier in chain.tasks[:length]):
-            return chain.tasks[:length]
-    raise RuntimeError(f"{task}: the experts could not prepare a start in {attempts} attempts")
-
-
-@functools.lru_cache(maxsize=1)
-def _prefixes() -> dict[str, tuple[list, list]]:
-    """For each task the official chains that begin with it, and those that reach it after at most three others."""
-    from arvrm.sim.chains import generate_chains
-
-    table: dict[str, tuple[list, list]] = {task: ([], []) for task in TASKS}
-    for chain in generate_chains():
-        for place, task in enumerate(chain.tasks[:4]):
-            table[task][min(place, 1)].append((chain, place))
-    return table
-
-
-def _scatter(scene_obs: np.ndarray, state, env, rng: np.random.Generator) -> np.ndarray:
-    """Throw the blocks anew over the surfaces they start on: any yaw on the table, CALVIN's range in the cabinet."""
-    scene_obs, fixtures = scene_obs.copy(), env.fixtures
-    placed: list[np.ndarray] = []
-    for row, name in enumerate(env.block_order):
-        place = state[f"{name}_block"]
-        low, high = (np.array(corner) for corner in fixtures.surfaces[place])
-        for _ in range(200):
-            position = rng.uniform(low, high)
-            button = np.abs(position[:2] - fixtures.button_top[:2]) - np.array(fixtures.button_size[:2]) / 2
-            if all(np.linalg.norm(position - other) > 0.09 for other in placed) and button.max() > 0.05:
-                break
-        placed.append(position)
-        width = np.pi if place == "table" else np.pi / 8
-        # The height stays: how high blocks rest is the scene's business.
-        scene_obs[6 + 6 * row : 8 + 6 * row] = position[:2]
-        scene_obs[11 + 6 * row] = np.pi / 2 + rng.uniform(-width, width)
-    return scene_obs

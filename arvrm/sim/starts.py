@@ -1,11 +1,30 @@
-"""Where a task can begin: what a state admits, and random states that admit a task."""
+"""Where a task can begin: what a state admits, random states that admit a task, and states that an expert prepares.
+
+Demonstrations begin at random (`fresh_start`); a task that is measured alone begins where CALVIN's chains have it
+(`prepared_starts`), so that it is measured in the states in which the long-horizon protocol meets it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from arvrm.interface import TASKS
+from arvrm.sim.chains import Chain, chain_start
+from arvrm.sim.experts import Expert, settle
+from arvrm.sim.tasks import TaskOracle
+
+PREPARE_STEPS = 360
+"""Control steps in which an expert must do a task that prepares a start."""
+LIFT_STEPS = 150
+"""Control steps of the lift with which a fresh start with a block in the hand begins."""
+SPARE_STARTS = 8
+"""Other starts that are tried where the expert cannot prepare one."""
+JITTER_M, JITTER_RAD = 0.01, 0.3
+"""How far blocks are moved and turned at most, each way, at prepared starts."""
 _TABLE, _CABINET, _DRAWER = ({("table", link)} for link in ("base_link", "plank_link", "drawer_link"))
 _HELD = {"robot"}
 _HANDLE_CLEARANCE = 0.1
@@ -66,15 +85,83 @@ def admissible_tasks(env: Any) -> set[str]:
     return found
 
 
+@dataclass(frozen=True)
+class PreparedStart:
+    """A chain's initial state, and the chain's first tasks, which an expert does from there."""
+
+    chain: Chain
+    before: tuple[str, ...]
+
+
+def prepared_starts(chains: Sequence[Chain], task: str, count: int, seed: int) -> list[tuple[PreparedStart, ...]]:
+    """Return `count` starts of a task, each with others to try where it cannot be prepared.
+
+    A task begins where it stands early in one of the chains, whose tasks before it the expert does. So a block is held
+    where it is to be placed, and the drawer open where something is to be taken out of it.
+    """
+    rng = np.random.default_rng([seed, TASKS.index(task)])
+    places = [(chain, chain.tasks.index(task)) for chain in chains if task in chain.tasks]
+    # Early places first: fewer tasks to prepare. The order among equals is drawn.
+    order = sorted(rng.permutation(len(places)), key=lambda number: places[number][1])
+    found = []
+    for number in range(count):
+        tries = [places[order[(number + more) % len(order)]] for more in range(1 + SPARE_STARTS)]
+        found.append(tuple(PreparedStart(chain, chain.tasks[:place]) for chain, place in tries))
+    return found
+
+
+def reset_to_chain(env: Any, chain: Chain, rng: np.random.Generator | None = None) -> dict[str, Any]:
+    """Reset the environment to a chain's initial state, with `rng` the blocks a little elsewhere; return the info."""
+    robot_obs, scene_obs = chain_start(chain, env)
+    if rng is not None:
+        blocks = scene_obs[6:].reshape(3, 6)
+        blocks[:, :2] += rng.uniform(-JITTER_M, JITTER_M, (3, 2))
+        blocks[:, 5] += rng.uniform(-JITTER_RAD, JITTER_RAD, 3)
+    return env.reset(options={"robot_obs": robot_obs, "scene_obs": scene_obs})[1]
+
+
+def prepare(env: Any, starts: Sequence[PreparedStart], seed: int, number: int) -> tuple[dict[str, Any], Expert | None]:
+    """Bring the environment to the first of `starts` that an expert can prepare.
+
+    Args:
+        seed, number: decide all that is random; the number tells apart the starts of one run.
+
+    Returns: the info there, and the last task's expert (None: nothing was to be done), which may still be moving.
+
+    Raises:
+        RuntimeError: none could be prepared.
+    """
+    rng = np.random.default_rng([seed, number, 2])
+    for attempt, start in enumerate(starts):
+        info: dict[str, Any] | None = reset_to_chain(env, start.chain, rng)
+        expert = None
+        for task in start.before:
+            expert = Expert(task, env, np.random.default_rng([number, attempt, TASKS.index(task)]), after=expert)
+            info = let_do(env, expert, info, PREPARE_STEPS)
+            if info is None:
+                break
+        if info is not None:
+            return info, expert
+    task = starts[0].chain.tasks[len(starts[0].before)]
+    raise RuntimeError(f"the expert could not prepare {task} in {len(starts)} attempts")
+
+
+def let_do(env: Any, expert: Expert, start_info: dict[str, Any], steps: int) -> dict[str, Any] | None:
+    """Let an expert act until the oracle sees its task done; return the info then, None if `steps` do not suffice."""
+    oracle = TaskOracle()
+    for _ in range(steps):
+        info = env.step(expert.act())[4]
+        if oracle.completed(start_info, info, (expert.task,)):
+            return info
+    return None
+
+
 def fresh_start(env: Any, task: str, rng: np.random.Generator, tries: int = 30) -> bool:
     """Reset the environment to a random state in which the task can begin; False where none was found.
 
     Doors, lights and blocks are anywhere that the task admits. A task that begins with a block in the hand begins with
     an expert's lift of it, unrecorded.
     """
-    from arvrm.sim.experts import Expert, settle
-    from arvrm.sim.tasks import TaskOracle
-
     for _ in range(tries):
         env.reset(options={"scene_obs": _draw_scene(env, task, rng)})
         settle(env)
@@ -85,10 +172,8 @@ def fresh_start(env: Any, task: str, rng: np.random.Generator, tries: int = 30) 
             if not lifts:
                 continue
             lift = lifts[rng.integers(len(lifts))]
-            expert, oracle, start = Expert(lift, env, rng, 0.0), TaskOracle(), env.task_info()
-            for _ in range(150):
-                if oracle.completed(start, env.step(expert.act())[4], (lift,)):
-                    break
+            expert = Expert(lift, env, rng, 0.0)
+            let_do(env, expert, env.task_info(), LIFT_STEPS)
             for _ in range(int(rng.integers(0, 15))):  # CALVIN begins at the lift's threshold; be anywhere after it
                 if not expert.finished:
                     env.step(expert.act())
