@@ -28,7 +28,7 @@ from arvrm.training import (
     finetune,
     pretrain,
 )
-from arvrm.training.judge import AHEAD, CONTROLS, judge_windows, keypoint_errors
+from arvrm.training.judge import CONTROLS, HORIZONS, judge_windows, keypoint_errors
 from arvrm.windows import EpisodeTable, HumanWindows, TextTable, WindowConfig, decode_frames
 
 MODEL = {
@@ -180,7 +180,7 @@ def test_each_control_takes_away_one_input_and_no_other(tmp_path, reads, moved):
     windows = hand_windows(tmp_path / "s", episodes)
     anchors = windows.anchors(np.array([0, 1]))
     judged = judge_windows(Oracle(reads), windows, anchors, controls=CONTROLS)
-    assert judged.counts.shape == (len(anchors), len(AHEAD), 21)
+    assert judged.counts.shape == (len(anchors), len(HORIZONS), 21)
     changed = {row for row in CONTROLS if not np.allclose(judged.sums[row], judged.sums["model"])}
     assert changed == moved
     again = judge_windows(Oracle(reads), windows, anchors, batch=5, controls=CONTROLS)
@@ -206,9 +206,9 @@ def test_hands_are_evaluated_on_what_training_held_out(root, tmp_path):
     # The numbers that training itself wrote last.
     line = log(root / "pretrained", "validation")[-1]
     for row, name in {"model": "error", "hold": "hold", "velocity": "velocity"}.items():
-        for ahead in AHEAD:
-            assert found["all"]["error_px"][row][str(ahead)] == pytest.approx(
-                line[f"{name}_{ahead}"], rel=2e-2, abs=1e-3
+        for horizon in HORIZONS:
+            assert found["all"]["error_px"][row][str(horizon)] == pytest.approx(
+                line[f"{name}_{horizon}"], rel=2e-2, abs=1e-3
             )
     assert set(found["all"]["error_px"]) == {"model", "hold", "velocity", *CONTROLS}
     assert len(found["all"]["model_px_per_joint"]["5"]) == 21
@@ -371,7 +371,7 @@ def test_run_of_an_older_version_goes_on_unless_a_setting_meant_what_is_gone(roo
     begun_with(constant)
     pretrain(dataclasses.replace(config, resume=True), progress=False)
     begun_with(other)
-    with pytest.raises(UserError, match=f"run.json: {key} is {other}.*{constant}"):
+    with pytest.raises(UserError, match=f"{name}: is {other}, and is always {constant}"):
         pretrain(dataclasses.replace(config, resume=True), progress=False)
 
 

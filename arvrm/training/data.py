@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from arvrm import processes
+from arvrm import processes, robots
 from arvrm.episodes import EpisodeStore
 from arvrm.interface import Camera, UserError
 from arvrm.model.config import ModelConfig, VisionConfig
@@ -63,6 +63,8 @@ class DataConfig:
         segment_windows: robot windows that are drawn together, one stride apart, so that each of their frames is read,
             augmented and encoded once instead of once a window; 0: windows are drawn one by one. What a process takes
             in one backward pass is rounded up to whole segments.
+        robot: where the stores' robot is defined: package.module:object, or its name; null: found by the name that the
+            stores give.
         cache: folder for the stores' headers as arrays, decoded frames and frozen features, shared by runs; null: this
             run's memory only.
     """
@@ -81,6 +83,7 @@ class DataConfig:
     frozen_features: bool = True
     feature_precision: Literal["fp16", "fp32"] = "fp16"
     segment_windows: int = 0
+    robot: str | None = None
     cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -100,10 +103,21 @@ def text_table(table: EpisodeTable, encoder: TextEncoder) -> TextTable | LazyTex
 
 
 def open_table(data: DataConfig, embodiment: str, stride: int) -> EpisodeTable:
-    """Return the episodes of `data.stores`; those that one name with * or ? matches are mixed like one store."""
+    """Return the episodes of `data.stores`; those that one name with * or ? matches are mixed like one store.
+
+    Raises:
+        UserError: a store is missing, holds no such episode, or robot episodes of another robot than `data.robot`.
+    """
+    robot = None if data.robot is None else robots.chosen(data.robot, "data.robot")
     found = [_matching(name) for name in data.stores]
     entries = [number for number, paths in enumerate(found) for _ in paths]
-    return EpisodeTable(open_stores(data.stores), embodiment, stride, data.cache, entries)
+    table = EpisodeTable(open_stores(data.stores), embodiment, stride, data.cache, entries)
+    if robot is not None and table.robot is not None and table.robot.name != robot.name:
+        raise UserError(
+            f"data.robot: {data.robot} is robot {robot.name}, {table.stores[0].path} holds episodes of robot "
+            f"{table.robot.name}; correct one of them"
+        )
+    return table
 
 
 def open_stores(names: Sequence[str]) -> list[EpisodeStore]:

@@ -11,49 +11,28 @@ Every row of the claim is a switch of one `FinetuneConfig`, with the same update
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from arvrm import processes
+from arvrm import robots
 from arvrm.config import to_dict
-from arvrm.interface import RobotBatch, UserError
+from arvrm.files import read_json
+from arvrm.interface import Robot, UserError
 from arvrm.model.checkpoint import load_weights, start_from_stage1
 from arvrm.model.config import ModelConfig
-from arvrm.model.encoders import TextEncoder
+from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.policy_net import PolicyNet
-from arvrm.retrieval import ClipIndex, RetrievalConfig, RetrievedClips, frame_features
+from arvrm.model.upgrade import upgraded_checkpoint
+from arvrm.retrieval import RetrievalConfig
 from arvrm.training.config import TrainConfig, TrainResult
-from arvrm.training.data import (
-    DataConfig,
-    episode_names,
-    frames_of,
-    images_of,
-    open_table,
-    sampler_of,
-    split,
-    spread,
-    text_table,
-)
-from arvrm.training.distribution import WHOLE_BATCH, MicroBatch
-from arvrm.training.log import progress_bar
+from arvrm.training.data import DataConfig, open_table
 from arvrm.training.loop import Trainer, to_device
-from arvrm.training.runs import begin_run, check_run, metadata_of, saver
-from arvrm.windows import (
-    HUMAN_CAMERA,
-    EpisodeTable,
-    FrameSource,
-    HumanWindows,
-    RobotWindows,
-    Segments,
-    WindowConfig,
-    cut_segments,
-    in_batches,
-)
+from arvrm.training.robot_data import RobotData
+from arvrm.training.runs import begin_run, metadata_of, reserved, saver
+from arvrm.windows import EpisodeTable, WindowConfig, in_batches
 
 
 @dataclass(frozen=True)
@@ -95,146 +74,99 @@ class FinetuneConfig:
 
 
 def finetune(config: FinetuneConfig, progress: bool = True) -> TrainResult:
-    """Train a `PolicyNet`.
+    """Train a `PolicyNet` for the robot of the stores.
 
     Raises:
-        UserError: the output exists, a store, checkpoint or index is missing or does not fit, the loss is not a number.
+        UserError: the output exists, a store, checkpoint or index is missing or does not fit, the loss is not a number,
+            another process is writing the run's folder.
     """
     if config.model.analogy.at_rollout == "on" and not config.index:
         raise UserError("model.analogy.at_rollout is on but index is null; give the clip index")
-    check_run(config, "finetune")
-    torch.manual_seed(config.train.seed)
-    model = PolicyNet(config.model)
-    rate_share = None
-    if config.pretrained:
-        rate_share = (_start_from(model, config.pretrained), config.pretrained_rate)
-    data = RobotData(config, model, progress)
-    metadata = metadata_of(config, data.windows.table, data.train_episodes, "finetune")
-    metadata = dataclasses.replace(
-        metadata,
+    with reserved(config, "finetune"):
+        table = open_table(config.data, "robot", config.window.stride)
+        pretrained = Pretrained.read(config.pretrained) if config.pretrained else None
+        robot = pretrained.robot_for(table) if pretrained else table.robot
+        torch.manual_seed(config.train.seed)
+        model = PolicyNet(config.model, robot)
+        rate_share = (pretrained.load_into(model), config.pretrained_rate) if pretrained else None
+        data = RobotData(config, model, table, progress)
+        trainer = Trainer(
+            model,
+            data.batch_of,
+            config.train,
+            begin_run(config, "finetune", robot),
+            save=saver(_metadata(config, data)),
+            validate=(lambda m, device: policy_errors(m, data, device)) if len(data.held_out) else None,
+            describe=data.describe,
+            name="finetune",
+            rate_share=rate_share,
+        )
+        return trainer.run(config.resume, progress)
+
+
+def _metadata(config: FinetuneConfig, data: RobotData) -> CheckpointMetadata:
+    common = metadata_of(config, data.windows.table, data.train_episodes, "finetune")
+    return dataclasses.replace(
+        common,
         execute_steps=config.execute_steps,
         clips=config.retrieval.clips if config.index else None,
         index=config.index,
         pretrained=config.pretrained,
-        settings={**metadata.settings, "retrieval": to_dict(config.retrieval)},
+        settings={**common.settings, "retrieval": to_dict(config.retrieval)},
     )
-    trainer = Trainer(
-        model,
-        data.batch_of,
-        config.train,
-        begin_run(config, "finetune"),
-        save=saver(metadata),
-        validate=(lambda m, device: policy_errors(m, data, device)) if len(data.held_out) else None,
-        describe=data.describe,
-        name="finetune",
-        rate_share=rate_share,
-    )
-    return trainer.run(config.resume, progress)
 
 
-class RobotData:
-    """Robot windows with the human clips that accompany them.
+@dataclass(frozen=True)
+class Pretrained:
+    """The checkpoint that training starts from.
 
     Attributes:
-        windows, train, held_out: the robot's windows; anchors of the training and of the held-out episodes.
-        clips: the retrieved clips, or None without an index.
+        folder, kind: as it says.
+        robot: with the numbers by which it was trained; None: of a network of hands alone.
     """
 
-    def __init__(self, config: FinetuneConfig, model: PolicyNet, progress: bool = False) -> None:
-        self.config = config
-        data, window = config.data, config.window
-        table = open_table(data, "robot", window.stride)
-        self.train_episodes, held_out = split(table, data)
-        encoder = TextEncoder(config.model.text)
-        train = config.train
-        frames: dict[str, FrameSource] = {}
-        predicted: dict[str, FrameSource] = {}
-        for camera in table.robot.cameras:
-            images = model.image_encoder(camera.role)
-            source = frames_of(table, camera, data, config.model, images, train, progress)
-            frames[camera.role] = source
-            if config.model.fwd_pred and config.model.loss.image > 0:
-                pixels = images_of(table, camera, data, config.model, progress) if source.features else source
-                predicted[camera.role] = pixels
-        self.windows = RobotWindows(
-            table, window, text_table(table, encoder), frames, config.model.chunk, predicted, model.robot
-        )
-        self.train = self.windows.anchors(self.train_episodes)
-        self.held_out = spread(self.windows.anchors(held_out), data.validation_windows)
-        self.draws = train.batch
-        self.segments: Segments | None = None
-        if data.segment_windows:
-            self.segments = cut_segments(table, self.train, data.segment_windows)
-            self.sampler = sampler_of(table, self.train, data, train.seed, self.segments.last)
-            parts = train.accumulate * processes.world()
-            self.draws = parts * -(-train.batch // (parts * data.segment_windows))
-        else:
-            self.sampler = sampler_of(table, self.train, data, train.seed)
-        self.clips = self._retrieve(encoder, model, progress) if config.index else None
+    folder: str
+    kind: str
+    robot: Robot | None
 
-    def _retrieve(self, encoder: TextEncoder, model: PolicyNet, progress: bool) -> RetrievedClips:
-        config, table = self.config, self.windows.table
-        index = ClipIndex.load(config.index)
-        humans = EpisodeTable(index.open_stores(), "human", config.window.stride, config.data.cache)
-        images = None
-        if config.model.loss.replay > 0:
-            images = frames_of(
-                humans, HUMAN_CAMERA, config.data, config.model, model.vlm.static_encoder, config.train, progress
+    @classmethod
+    def read(cls, folder: str) -> Pretrained:
+        """Read what it is, and no weights.
+
+        Raises:
+            UserError: it is no checkpoint.
+        """
+        place = f"{folder}/config.json"
+        described = upgraded_checkpoint(read_json(place, "give a whole checkpoint folder"), place)
+        name = described.get("robot")
+        if name is None:
+            return cls(folder, described["kind"], None)
+        numbers = read_json(f"{folder}/statistics.json", "give a whole checkpoint folder")
+        return cls(folder, described["kind"], robots.described(name, numbers, f"{folder}/statistics.json"))
+
+    def robot_for(self, table: EpisodeTable) -> Robot:
+        """Return the table's robot, with the numbers that the checkpoint's weights are used to.
+
+        Raises:
+            UserError: it is a policy of another robot.
+        """
+        assert table.robot is not None
+        if self.robot is None:
+            return table.robot
+        if self.robot.name != table.robot.name:
+            raise UserError(
+                f"{table.stores[0].path} holds episodes of robot {table.robot.name}, {self.folder} a policy of "
+                f"{self.robot.name}; give a checkpoint of {table.robot.name}, or one of stage 1"
             )
-        windows = HumanWindows(
-            humans,
-            config.window,
-            config.model.keypoints,
-            text_table(humans, encoder),
-            images,
-            config.data.in_memory,
-            config.model.foresee,
-        )
-        seen = None
-        if config.retrieval.choice == "similar" or config.retrieval.align == "dtw":
-            with progress_bar("retrieval features", len(table.step_of_image), progress) as bar:
-                seen = frame_features(table, index.encoders, config.data.cache, bar.update)
-        return RetrievedClips(index, table, windows, seen, config.retrieval, config.window.history, config.data.cache)
+        return self.robot
 
-    def batch(self, anchors: np.ndarray, rng: np.random.Generator, micro_batch: MicroBatch = WHOLE_BATCH) -> RobotBatch:
-        """Return rows of a batch of windows with their clips; `rng` chooses which clips are replayed."""
-        return self._with_clips(self.windows.batch(anchors[micro_batch.rows(len(anchors))]), anchors, rng, micro_batch)
-
-    def _with_clips(
-        self, batch: RobotBatch, anchors: np.ndarray, rng: np.random.Generator, micro_batch: MicroBatch
-    ) -> RobotBatch:
-        if self.clips is None:
-            return batch
-        count, replays = self.config.replay_windows, self.config.model.loss.replay > 0
-        batch["clips"] = self.clips.batch(anchors[micro_batch.rows(len(anchors))], images=replays and count is None)
-        if replays and count is not None:
-            which = rng.choice(len(anchors), size=count, replace=count > len(anchors))
-            clips = rng.integers(batch["clips"]["frame_mask"].shape[1], size=count)
-            # Chosen for the whole batch. Where its size is no multiple, the last ones repeat one that does not count.
-            each = -(-count // micro_batch.of)
-            rows = np.arange(each * micro_batch.number, each * (micro_batch.number + 1))
-            spare, rows = torch.from_numpy(rows >= count), np.minimum(rows, count - 1)
-            chosen, j = self.clips.batch(anchors[which[rows]]), torch.from_numpy(clips[rows])
-            batch["replay"] = {name: value[torch.arange(each), j] for name, value in chosen.items()}
-            if spare.any():
-                for name, value in batch["replay"].items():
-                    if name.endswith("visible"):
-                        value[spare] = False
-        return batch
-
-    def batch_of(self, step: int, micro_batch: MicroBatch = WHOLE_BATCH) -> RobotBatch:
-        """Return rows of an update's training batch, which is a function of (seed, step)."""
-        anchors = self.sampler.draw(step, self.draws)
-        rng = np.random.default_rng([self.config.train.seed, step, 1])
-        if self.segments is None:
-            return self.batch(anchors, rng, micro_batch)
-        which = np.searchsorted(self.segments.last, anchors)
-        batch = self.windows.segment_batch(self.segments, which[micro_batch.rows(len(which))])
-        return self._with_clips(batch, self.windows.segment_anchors(self.segments, which), rng, micro_batch)
-
-    def describe(self, step: int, micro_batch: MicroBatch = WHOLE_BATCH) -> str:
-        """Name the episodes of rows of a batch."""
-        return episode_names(self.windows.table, self.sampler.draw(step, self.draws)[micro_batch.rows(self.draws)])
+    def load_into(self, model: PolicyNet) -> str:
+        """Load its weights; return with what their names begin in `model`."""
+        if self.robot is None:
+            start_from_stage1(model, self.folder)
+            return model.hands()[1]
+        load_weights(model, self.folder)
+        return ""
 
 
 @torch.no_grad()
@@ -244,11 +176,13 @@ def policy_errors(
     """Judge stage 2 on windows it was not trained on.
 
     Returns:
-        the losses as in training; of the last frame's chunk `arm_error`, the mean absolute error of the six arm numbers
-        in units of actions, and `gripper_accuracy`, the share of right gripper commands.
+        the losses as in training; of the last frame's chunk `arm_error`, the mean absolute error of the continuous
+        numbers of an action, as the network learns them, and, of robots that have some, `gripper_accuracy`, the
+        fraction of binary ones that are right.
     """
+    layout = data.windows.robot.actions
     sums: dict[str, float] = {}
-    weight, arm, right, actions = 0, 0.0, 0.0, 0
+    weight, off, right, actions = 0, 0.0, 0.0, 0
     for number, some in enumerate(in_batches(data.held_out, batch)):
         inputs = to_device(data.batch(some, np.random.default_rng(number)), torch.device(device))
         result = model(inputs)
@@ -258,21 +192,10 @@ def policy_errors(
         weight += len(some)
         target, mask = inputs["actions"][:, -1], inputs["action_mask"][:, -1]
         guess = result["actions"][:, -1].float()
-        arm += float(((guess - target)[..., :6].abs().mean(-1) * mask).sum())
-        right += float(((guess[..., 6] > 0) == (target[..., 6] > 0))[mask].sum())
+        off += float(((guess - target)[..., : layout.continuous].abs().mean(-1) * mask).sum())
+        if layout.binary:
+            same = (guess > 0) == (target > 0)
+            right += float(same[..., layout.continuous :][mask].float().mean(-1).sum())
         actions += int(mask.sum())
-    values = {name: value / max(1, weight) for name, value in sums.items()}
-    return values | {"arm_error": arm / max(1, actions), "gripper_accuracy": right / max(1, actions)}
-
-
-def _start_from(model: PolicyNet, checkpoint: str) -> str:
-    """Load the checkpoint's weights; return with what their names begin."""
-    try:
-        kind = json.loads((Path(checkpoint) / "config.json").read_text()).get("kind")
-    except (OSError, ValueError):
-        kind = None  # start_from_stage1 says what is wrong
-    if kind == "policy":
-        load_weights(model, checkpoint)
-        return ""
-    start_from_stage1(model, checkpoint)
-    return "vlm."
+    values = {name: value / max(1, weight) for name, value in sums.items()} | {"arm_error": off / max(1, actions)}
+    return values | ({"gripper_accuracy": right / max(1, actions)} if layout.binary else {})

@@ -15,8 +15,8 @@ from arvrm.training.data import DataConfig, episode_names, frames_of, open_table
 from arvrm.training.distribution import MicroBatch
 from arvrm.training.judge import keypoint_errors
 from arvrm.training.loop import Trainer
-from arvrm.training.runs import begin_run, check_run, metadata_of, saver
-from arvrm.windows import HUMAN_CAMERA, HumanWindows, WindowConfig
+from arvrm.training.runs import begin_run, metadata_of, reserved, saver
+from arvrm.windows import HUMAN_CAMERA, EpisodeTable, HumanWindows, WindowConfig
 
 
 @dataclass(frozen=True)
@@ -39,34 +39,40 @@ class PretrainConfig:
 
 
 def pretrain(config: PretrainConfig, progress: bool = True) -> TrainResult:
-    """Train a `KeypointVLM` to foresee hand keypoints.
+    """Train a `KeypointVLM` to predict hand keypoints.
 
     Raises:
-        UserError: the output exists, a store is missing or holds no human clip, the loss is not a number.
+        UserError: the output exists, a store is missing or holds no human clip, the loss is not a number, another
+            process is writing the run's folder.
     """
-    check_run(config, "pretrain")
-    table = open_table(config.data, "human", config.window.stride)
-    train, held_out = split(table, config.data)
-    torch.manual_seed(config.train.seed)
-    model = KeypointVLM(config.model)
-    frames = frames_of(table, HUMAN_CAMERA, config.data, config.model, model.static_encoder, config.train, progress)
+    with reserved(config, "pretrain"):
+        table = open_table(config.data, "human", config.window.stride)
+        train, held_out = split(table, config.data)
+        torch.manual_seed(config.train.seed)
+        model = KeypointVLM(config.model)
+        windows = _windows(config, table, model, progress)
+        sampler = sampler_of(table, windows.anchors(train), config.data, config.train.seed)
+
+        def anchors_of(step: int, micro_batch: MicroBatch) -> np.ndarray:
+            return sampler.draw(step, config.train.batch)[micro_batch.rows(config.train.batch)]
+
+        held = spread(windows.anchors(held_out), config.data.validation_windows)
+        trainer = Trainer(
+            model,
+            lambda step, micro_batch: windows.batch(anchors_of(step, micro_batch)),
+            config.train,
+            begin_run(config, "pretrain", None),
+            save=saver(metadata_of(config, table, train, "pretrain")),
+            validate=(lambda m, device: keypoint_errors(m, windows, held, device)) if len(held) else None,
+            describe=lambda step, micro_batch: episode_names(table, anchors_of(step, micro_batch)),
+            name="pretrain",
+        )
+        return trainer.run(config.resume, progress)
+
+
+def _windows(config: PretrainConfig, table: EpisodeTable, model: KeypointVLM, progress: bool) -> HumanWindows:
+    images = model.image_encoder("static")
+    frames = frames_of(table, HUMAN_CAMERA, config.data, config.model, images, config.train, progress)
     text = text_table(table, TextEncoder(config.model.text))
     joints, horizon = config.model.keypoints, config.model.foresee
-    windows = HumanWindows(table, config.window, joints, text, frames, config.data.in_memory, horizon)
-    sampler = sampler_of(table, windows.anchors(train), config.data, config.train.seed)
-
-    def anchors_of(step: int, micro_batch: MicroBatch) -> np.ndarray:
-        return sampler.draw(step, config.train.batch)[micro_batch.rows(config.train.batch)]
-
-    held = spread(windows.anchors(held_out), config.data.validation_windows)
-    trainer = Trainer(
-        model,
-        lambda step, micro_batch: windows.batch(anchors_of(step, micro_batch)),
-        config.train,
-        begin_run(config, "pretrain"),
-        save=saver(metadata_of(config, table, train, "pretrain")),
-        validate=(lambda m, device: keypoint_errors(m, windows, held, device)) if len(held) else None,
-        describe=lambda step, micro_batch: episode_names(table, anchors_of(step, micro_batch)),
-        name="pretrain",
-    )
-    return trainer.run(config.resume, progress)
+    return HumanWindows(table, config.window, joints, text, frames, config.data.in_memory, horizon)

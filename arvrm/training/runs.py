@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from torch import nn
 
 from arvrm import processes
 from arvrm.config import from_dict, to_dict
-from arvrm.files import write_json
-from arvrm.interface import UserError
+from arvrm.files import locked, read_json, write_json
+from arvrm.interface import Robot, UserError
 from arvrm.model.checkpoint import save_checkpoint
 from arvrm.model.metadata import CheckpointMetadata, TrainedOn
 from arvrm.training.config import TrainConfig
@@ -26,6 +26,8 @@ from arvrm.training.distribution import check_division, shards
 from arvrm.training.upgrade import upgraded
 from arvrm.windows import EpisodeTable, WindowConfig, store_fingerprint
 
+Stage = Literal["pretrain", "finetune"]
+_DAMAGED = "restart with --overwrite"
 _OURS = {"state", "metrics.jsonl", "tensorboard", "model.safetensors", "config.json", "statistics.json", "run.json"}
 
 
@@ -77,9 +79,7 @@ class RunConfig(Protocol):
     def train(self) -> TrainConfig: ...
 
 
-def metadata_of(
-    config: RunConfig, table: EpisodeTable, train: np.ndarray, stage: Literal["pretrain", "finetune"]
-) -> CheckpointMetadata:
+def metadata_of(config: RunConfig, table: EpisodeTable, train: np.ndarray, stage: Stage) -> CheckpointMetadata:
     """Return what both stages' checkpoints say of a run on the episodes `train` of `table`."""
     return CheckpointMetadata(
         stage=stage,
@@ -104,28 +104,47 @@ def saver(metadata: CheckpointMetadata) -> Callable[[Path, nn.Module], None]:
     return save
 
 
-def check_run(config: RunConfig, stage: str) -> None:
-    """Look whether the run's folder may be used, and change nothing; a resumed run must have the same configuration."""
+@contextlib.contextmanager
+def reserved(config: RunConfig, stage: Stage) -> Iterator[None]:
+    """Keep the run's folder to this process for the time of the block, once it may be used for such a run.
+
+    Nothing is changed in it. Of several processes of one run the first does this.
+
+    Raises:
+        UserError: the folder holds a run and neither `resume` nor `overwrite` is given, the run to be resumed has
+            another configuration, or another process is writing it.
+    """
     check_division(config.train.batch, config.train.accumulate)
-    output = Path(config.output)
     if not processes.is_main():
+        yield
         return
+    output = Path(config.output)
     check_folder(output, config.resume, config.overwrite)
-    file = output / "run.json"
-    if not (config.resume and file.exists()):
-        return
+    with locked(output):
+        if config.resume and (output / "run.json").exists():
+            _check_configuration(config, stage)
+        yield
+
+
+def _check_configuration(config: RunConfig, stage: Stage) -> None:
+    """Raise UserError unless the run was begun with the same configuration, but for what may change."""
+    file = Path(config.output) / "run.json"
+    before = read_json(file, _DAMAGED)
     try:
-        before = json.loads(file.read_text())
-        known = to_dict(from_dict(type(config), upgraded(before["config"], stage, str(file)), str(file)))
-        difference = _difference(known, to_dict(config))
+        settings = upgraded(before["config"], before["stage"], str(file))
+        difference = None
+        if before["stage"] == stage:
+            difference = _difference(to_dict(from_dict(type(config), settings, str(file))), to_dict(config))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: is damaged ({error}); restart with --overwrite") from error
+        raise UserError(f"{file}: is damaged ({error}); {_DAMAGED}") from error
     if before["stage"] != stage or difference:
         what = difference or f"stage {before['stage']}, not {stage}"
-        raise UserError(f"{output}: was started with another configuration ({what}); use the same, or --overwrite")
+        raise UserError(
+            f"{config.output}: was started with another configuration ({what}); use the same, or --overwrite"
+        )
 
 
-def begin_run(config: RunConfig, stage: str) -> Path:
+def begin_run(config: RunConfig, stage: Stage, robot: Robot | None) -> Path:
     """Make the run's folder, now that everything it needs has been found, and note how it is made."""
     output = Path(config.output)
     if not processes.is_main():
@@ -134,6 +153,7 @@ def begin_run(config: RunConfig, stage: str) -> Path:
     if not (config.resume and (output / "run.json").exists()):
         values = {
             "stage": stage,
+            "robot": None if robot is None else robot.name,
             "config": to_dict(config),
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
             "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
@@ -143,16 +163,17 @@ def begin_run(config: RunConfig, stage: str) -> Path:
     return output
 
 
-_MAY_CHANGE = {"output", "resume", "overwrite", "data.cache", "data.in_memory"} | {
+_MAY_CHANGE = {"output", "resume", "overwrite", "data.cache", "data.in_memory", "data.robot"} | {
     f"train.{name}"
     for name in ("accumulate", "log_every", "validate_every", "checkpoint_every", "tensorboard", "workers")
 }
 
 
-def _difference(old: Any, new: Any, place: str = "") -> str | None:
+def _difference(old: object, new: object, place: str = "") -> str | None:
+    """Name the first setting whose value is another, with both values; None: there is none."""
     if place in _MAY_CHANGE:
         return None
-    if isinstance(old, dict) and isinstance(new, dict):
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             found = _difference(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))
             if found:

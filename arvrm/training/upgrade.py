@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+from typing import Any, Literal
 
-from arvrm.interface import UserError
+from arvrm.model.upgrade import upgraded_model, without
 from arvrm.windows import upgraded_window
 
-CONSTANT: dict[str, Any] = {"train.beta2": 0.99, "retrieval.exclude_same_group": False}
-"""Settings of older versions that are constants now, with the value that they have."""
-GONE = ("retrieval.refresh",)
-"""Settings of older versions that say nothing of what was trained."""
 
-
-def upgraded(values: dict[str, Any], stage: str, place: str) -> dict[str, Any]:
-    """Return the configuration of a run ("pretrain", "finetune") without settings that are constants now, or gone.
+def upgraded(values: dict[str, Any], stage: Literal["pretrain", "finetune"], place: str) -> dict[str, Any]:
+    """Return the sections of a run's configuration, all or some, as this version writes them.
 
     Raises:
-        UserError: one had another value.
+        UserError: a setting that no longer exists has another value than the one that is left.
     """
-    values = copy.deepcopy(values)
-    for name in GONE:
-        section, _, key = name.partition(".")
-        if isinstance(values.get(section), dict):
-            values[section].pop(key, None)
-    for name, constant in CONSTANT.items():
-        section, _, key = name.partition(".")
-        inside = values.get(section)
-        if isinstance(inside, dict) and key in inside and (value := inside.pop(key)) != constant:
-            raise UserError(
-                f"{place}: {name} is {value!r}, which is {constant!r} in this version; go on with the one that wrote it"
-            )
-    # Stage 1 has a chunk in both places too, and reads neither.
-    chunk = values["model"]["chunk"] if stage == "finetune" else None
-    return values | {"window": upgraded_window(values["window"], chunk, place)}
+    found = dict(values)
+    if "train" in values:
+        found["train"] = without(values["train"], {"beta2": 0.99}, f"{place}: train")
+    if "retrieval" in values:
+        some = {
+            name: value for name, value in values["retrieval"].items() if name != "refresh"
+        }
+        found["retrieval"] = without(some, {"exclude_same_group": False}, f"{place}: retrieval")
+    if "model" in values:
+        found["model"] = upgraded_model(values["model"], f"{place}: model")
+    if "window" in values:
+        # Stage 1 has a chunk in both places too, and reads neither.
+        chunk = values["model"]["chunk"] if stage == "finetune" and "model" in values else None
+        found["window"] = upgraded_window(values["window"], chunk, place)
+    return found
