@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import second_robot
-import torch
 from small_stores import human_store, robot_store
 from test_stages import MODEL, TRAIN, merged
 
@@ -88,9 +87,8 @@ def test_policy_of_another_robot_is_no_start_and_its_numbers_are_kept_where_it_i
     assert robot == dataclasses.replace(
         second_robot.ROBOT, statistics=Ranges(tuple(wider["low"]), tuple(wider["high"]))
     )
-    torch.manual_seed(0)
     actions = RobotData(config, load_checkpoint(tmp_path / "second").model).windows.actions
-    stored = np.concatenate([second_robot.episode(second_robot.ROBOT, n).arrays["actions"] for n in range(2)])
+    stored = second_robot.episode(second_robot.ROBOT, 0).arrays["actions"]
     assert np.allclose(actions[: len(stored)].numpy(), robot.encode_actions(stored), atol=1e-6)
 
 

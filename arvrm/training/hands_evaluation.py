@@ -19,7 +19,7 @@ from arvrm.model.encoders import TextEncoder
 from arvrm.training.data import DataConfig, open_stores, open_table, split, spread, text_table
 from arvrm.training.judge import CONTROLS, HORIZONS, PIXELS, Judged, judge_windows
 from arvrm.training.upgrade import upgraded
-from arvrm.windows import EpisodeTable, HumanWindows, StoreFrames, WindowConfig, store_fingerprint
+from arvrm.windows import HUMAN_CAMERA, EpisodeTable, HumanWindows, StoreFrames, WindowConfig, store_fingerprint
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _judge_store(
     if not len(episodes):
         raise UserError(f"{store.path}: none of its clips was held out of training; give other clips")
     vision = loaded.config.vision
-    frames = StoreFrames(table, "rgb_static", vision.static_size if vision.encoder == "conv" else None)
+    frames = StoreFrames(table, HUMAN_CAMERA.name, vision.static_size if vision.encoder == "conv" else None)
     text = text_table(table, TextEncoder(loaded.config.text))
     windows = HumanWindows(table, window, loaded.config.keypoints, text, frames)
     anchors = spread(windows.anchors(episodes), config.windows)

@@ -18,9 +18,7 @@ def upgraded(values: dict[str, Any], stage: Literal["pretrain", "finetune"], pla
     if "train" in values:
         found["train"] = without(values["train"], {"beta2": 0.99}, f"{place}: train")
     if "retrieval" in values:
-        some = {
-            name: value for name, value in values["retrieval"].items() if name != "refresh"
-        }
+        some = {name: value for name, value in values["retrieval"].items() if name != "refresh"}
         found["retrieval"] = without(some, {"exclude_same_group": False}, f"{place}: retrieval")
     if "model" in values:
         found["model"] = upgraded_model(values["model"], f"{place}: model")
