@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -95,7 +95,8 @@ def build_index(
             np.diff(table.image_start),
         )
         text = (
-            encoders.sentences([table.sentences[int(i)] for i in table.sentence[rows]]) for rows in _every(len(table))
+            encoders.sentences([table.sentences[int(number)] for number in numbers])
+            for numbers in blocks(table.sentence, 8192)
         )
         frames = (part[start : start + 65_536] for part in features.parts for start in range(0, len(part), 65_536))
         described = {
@@ -145,10 +146,6 @@ def _check_is_index(output: Path) -> None:
         raise UserError(f"{output}: is no clip index, so it is not overwritten; give another path")
 
 
-def _every(count: int) -> Iterator[slice]:
-    return (slice(start, start + 8192) for start in range(0, count, 8192))
-
-
 def _write_rows(file: Path, rows: int, parts: Iterable[np.ndarray]) -> None:
     """Write an array of `rows` rows block by block, so that no more than one block is in memory."""
     done = 0
@@ -172,7 +169,7 @@ def _approximate(index: ClipIndex, config: SearchConfig) -> dict[str, Any]:
         out = np.empty((len(rows), width), dtype=np.float32)
         for some, here in zip(blocks(rows), blocks(out), strict=True):
             here[:] = index.vectors(some, config.frames)
-            index.let_go()
+            index.release_pages()
         return out
 
     coarse = Shortlist.build(len(index), vectors, width, config.dimensions, lists)

@@ -38,7 +38,7 @@ from arvrm.interface import UserError
 from arvrm.retrieval.align import resample, warp
 from arvrm.retrieval.encoders import FrozenEncoders
 from arvrm.retrieval.shortlist import Shortlist, blocks, load_faiss
-from arvrm.retrieval.table import Clips, Coded
+from arvrm.retrieval.table import Categorical, Clips
 from arvrm.windows import store_fingerprint
 
 FORMAT, VERSION = "arvrm-clip-index", 2
@@ -87,8 +87,8 @@ class ClipIndex:
     ) -> None:
         self.path, self.text, self.frames, self.coarse = path, text, frames, coarse
         self.ids = clips.ids
-        self.instructions, self.tasks = Coded(*clips.instructions), Coded(*clips.tasks)
-        self.groups = Coded(*clips.groups)
+        self.instructions, self.tasks = Categorical(*clips.instructions), Categorical(*clips.tasks)
+        self.groups = Categorical(*clips.groups)
         self.store = clips.store
         self.stores: list[dict[str, str]] = values["stores"]
         self.start = np.concatenate([[0], np.cumsum(clips.lengths)]).astype(np.int64)
@@ -203,7 +203,7 @@ class ClipIndex:
                 f"{self.path}: query features {text.shape} and {frames.shape} do not fit E={self.text.shape[1]}, "
                 f"D={self.frames.shape[1]}; compute them with the index's own encoders"
             )
-        text, frames = unit(text), unit(frames)
+        text, frames = normalised(text), normalised(frames)
         excluded = self.groups.rows_of(exclude_groups)
         count = min(clips, len(self) - len(excluded))
         rows = np.full((len(text), clips), -1, dtype=np.int64)
@@ -240,10 +240,10 @@ class ClipIndex:
             best, found = np.hstack([best, score]), np.hstack([found, np.broadcast_to(rows, score.shape)])
             order = np.argsort(-best, axis=1, kind="stable")[:, :count]
             best, found = np.take_along_axis(best, order, 1), np.take_along_axis(found, order, 1)
-            self.let_go()
+            self.release_pages()
         return found
 
-    def let_go(self) -> None:
+    def release_pages(self) -> None:
         """Give up the mapped pages that were read; the system's file cache keeps them as long as it has room."""
         for features in (self.text, self.frames):
             mapping = getattr(features, "_mmap", None)
@@ -318,7 +318,7 @@ class ClipIndex:
             return resample(length, frames)
         if query is None or len(query) != frames:
             raise ValueError(f"align: dtw needs the features of the {frames} frames of the query")
-        return warp(unit(np.asarray(query, dtype=np.float32)) @ self.clip_features(row).T, part=True)
+        return warp(normalised(np.asarray(query, dtype=np.float32)) @ self.clip_features(row).T, part=True)
 
 
 @contextlib.contextmanager
@@ -332,7 +332,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
+def normalised(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-8)
 
 

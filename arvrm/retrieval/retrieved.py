@@ -14,7 +14,7 @@ import numpy as np
 from arvrm.files import replacing
 from arvrm.interface import HumanBatch, UserError
 from arvrm.retrieval.align import resample, warp
-from arvrm.retrieval.index import ClipIndex, Matches, unit
+from arvrm.retrieval.index import ClipIndex, Matches, normalised
 from arvrm.retrieval.shortlist import blocks
 from arvrm.windows import EpisodeTable, FrameBank, HumanWindows, store_fingerprint
 
@@ -179,5 +179,5 @@ class RetrievedClips:
             query = np.asarray(self._features.take(own), dtype=np.float32)
             for j, row in enumerate(rows[episode]):
                 if row >= 0:
-                    out[own, j] = warp(unit(query) @ self.index.clip_features(row).T)
+                    out[own, j] = warp(normalised(query) @ self.index.clip_features(row).T)
         return out

@@ -130,6 +130,7 @@ class Shortlist:
 
 
 def blocks(rows: np.ndarray, size: int = 4096) -> Iterator[np.ndarray]:
+    """Give `rows` in turn, at most `size` at a time."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 

@@ -12,7 +12,7 @@ import numpy as np
 from arvrm.windows import Names
 
 
-class Coded(Sequence[str]):
+class Categorical(Sequence[str]):
     """A name for each clip, kept as the number of one of few different `names`."""
 
     def __init__(self, names: Sequence[str], codes: np.ndarray) -> None:
