@@ -245,6 +245,45 @@ def test_flags_win_over_overrides_and_those_over_the_file(tmp_path):
     assert parse("--config", str(file)).inner.rate == 0.2
 
 
+@dataclass(frozen=True)
+class Joining:
+    inputs: tuple[str, ...]
+    output: str
+    tags: tuple[str, ...] = ()
+    inner: Inner = field(default_factory=Inner)
+
+
+def joining(*arguments: str) -> Joining:
+    return cli.read_arguments(Joining, "join", arguments, positional=("inputs",), aliases={"output": "--into"})
+
+
+def test_words_without_a_flag_fill_the_positional_fields_beside_overrides():
+    expected = Joining(("a", "b,c"), "out", ("x", "y"), Inner(0.5))
+    given = ("a", "inner.rate=0.5", "b,c", "--output", "out", "--tags", "x", "--tags", "y")
+    assert joining(*given) == expected
+    assert joining("--tags", "x,y", "a", "--into", "out", "b,c", "inner.rate=0.5") == expected
+    assert joining("./a=b", "--output", "out").inputs == ("./a=b",)
+    with pytest.raises(UserError, match="join: unknown key 'a'"):
+        joining("a=b", "--output", "out", "c")
+    with pytest.raises(UserError, match=r"join: give INPUTS \.\.\., --output; see `arvrm join --help`"):
+        joining()
+
+
+def test_lists_take_several_words_and_leave_overrides_alone():
+    found = parse("--names", "a", "b,c", "inner.rate=0.3", "--output", "x", "--sizes", "3", "4")
+    assert found == Outer("x", ("a", "b", "c"), (3, 4), inner=Inner(0.3))
+
+
+def test_older_spellings_of_flags_stay():
+    calvin = cli.VERBS["convert calvin"].settings(["--input", "a", "--output", "b", "--all"])
+    assert calvin.play
+    assert cli.VERBS["export lerobot"].settings(["--input", "a", "--output", "b"]).store == "a"
+    chosen = cli.VERBS["few-shot"].settings(["--store", "a", "--check", "b", "--any-settings", "--scenes", "A", "B"])
+    assert chosen.any_settings and chosen.scenes == ("A", "B")
+    report = cli.VERBS["report"].settings(["a.json", "b.json", "--run", "p", "--run", "q"])
+    assert (report.results, report.run, report.output) == (("a.json", "b.json"), ("p", "q"), "report.html")
+
+
 def test_help_of_a_field_comes_from_the_docstring():
     texts = cli.field_help(Outer)
     assert texts["output"] == "where to. It is written whole"

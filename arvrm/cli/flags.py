@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -258,7 +259,7 @@ def _attributes(text: str, names: set[str]) -> dict[str, str]:
         if set(mark[1].split(", ")) <= names
     ]
     found = {}
-    for mark, after in zip(marks, [*marks[1:], None], strict=True):
+    for mark, after in itertools.zip_longest(marks, marks[1:]):
         body = text[mark.end() : after.start() if after else len(text)].strip().rstrip(".")
         for name in mark[1].split(", "):
             found[name] = body
