@@ -31,3 +31,9 @@ def golden() -> Path:
 def hands_folder() -> Path:
     """MediaPipe's hand model and three photos of one left hand."""
     return outside("ARVRM_HANDS", "hands")
+
+
+@pytest.fixture(scope="session")
+def cases() -> Path:
+    """Inputs modelled on public reports, each with its right behaviour in the folder's README.md."""
+    return outside("ARVRM_CASES", "cases")

@@ -1,4 +1,7 @@
 import json
+import os
+import re
+import unicodedata
 
 import h5py
 import numpy as np
@@ -83,6 +86,132 @@ def test_annotations_without_a_needed_column_are_one_line(tmp_path):
         plan("folder", tmp_path / "empty")
 
 
+def refused(planned):
+    return {id: reason for id, reason in planned.refused}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("a.mp4,0,1,pick it up, then put it down", "5 cells where the header has 4; quote"),
+        ("a.mp4,0,1", "3 cells where the header has 4"),
+        ('a.mp4,0,1,the "red" one, please', "5 cells"),
+        ('a.mp4,0,1,"the "red" cup"', "cannot be read"),
+        ('a.mp4,0,1,"never closed', "cannot be read"),
+        ("a.mp4,0,1," + "word " * 1000, "its text has 5000 characters"),
+        ("../a.mp4,0,1,look outside", "out of the folder"),
+        ("/etc/hostname,0,1,look outside", "out of the folder"),
+        ("x/../../in/a.mp4,0,1,look outside", "out of the folder"),
+        ("a.mp4," + "9" * 400 + ",1,late", "has no length|neither"),
+    ],
+)
+def test_a_bad_row_is_left_out_whole_and_the_others_stay(tmp_path, line, reason):
+    touch(tmp_path / "in", "a.mp4")
+    (tmp_path / "in" / "annotations.csv").write_text(f"file,start,end,text\na.mp4,1,2,push it\n{line}\n")
+    planned = plan("folder", tmp_path / "in")
+    assert [s.text for s in planned.segments] == ["push it"] and len(planned.refused) == 1
+    found = re.search(reason, planned.refused[0][1])
+    assert found, planned.refused
+    if "cell" in reason or "cannot be read" in reason:
+        assert planned.refused[0][0].startswith("annotations.csv:3")
+
+
+def test_a_quote_that_closes_rows_later_does_not_swallow_them_unsaid(tmp_path):
+    touch(tmp_path, "a.mp4")
+    text = 'file,start,end,text\na.mp4,0,1,"push\na.mp4,1,2,pull\na.mp4,2,3,lift"\na.mp4,3,4,drop\n'
+    (tmp_path / "annotations.csv").write_text(text)
+    planned = plan("folder", tmp_path)
+    assert [s.text for s in planned.segments] == ["drop"]
+    assert refused(planned) == {"annotations.csv:2": "goes on to line 4; close the quote that is open"}
+
+
+def test_headers_may_be_written_with_blanks_and_capitals(tmp_path):
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "annotations.csv").write_text("File, Start , END, Text,notes\na.mp4,1,2,push it,good\n")
+    assert short(plan("folder", tmp_path)) == [("a.mp4@1.000-2.000", 1.0, 2.0, "push it", "a.mp4")]
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("file,start_time,end_time,text", "column 'start_time' is not known; known are file, start, end, text"),
+        ("file,start,stop,text", "'stop'"),
+        ("file,text,t0,t1", "'t0'"),
+        ("file;start;end;text", "separate columns by commas, not by ';'"),
+        ("file,start,end,text,text", "two columns 'text'"),
+    ],
+)
+def test_a_header_that_would_be_read_in_part_is_refused(tmp_path, header, said):
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "annotations.csv").write_text(f"{header}\na.mp4,1,2,push it\n")
+    with pytest.raises(UserError, match=said):
+        plan("folder", tmp_path)
+
+
+def test_an_unknown_key_of_a_json_entry_leaves_out_that_entry(tmp_path):
+    touch(tmp_path, "a.mp4")
+    entries = [{"file": "a.mp4", "begin": 1, "end": 2, "text": "push"}, {"file": "a.mp4", "text": "pull"}, 3]
+    (tmp_path / "annotations.json").write_text(json.dumps(entries))
+    planned = plan("folder", tmp_path)
+    assert [s.text for s in planned.segments] == ["pull"]
+    assert "'begin' is not known" in refused(planned)["annotations.json:1"] and len(planned.refused) == 2
+
+
+def test_names_are_the_same_in_either_spelling_of_unicode(tmp_path):
+    composed = unicodedata.normalize("NFC", "Tür öffnen")
+    for form, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        folder = tmp_path / form
+        name = unicodedata.normalize(form, composed)
+        touch(folder, f"{name}.mp4", f"uid {name}/x.txt")
+        assert [s.text for s in plan("folder", folder).segments] == [composed]
+        listed = unicodedata.normalize(other, composed)
+        (folder / "annotations.csv").write_text(f"file,text\n{listed}.mp4,open\n", encoding="utf-8")
+        assert short(plan("folder", folder)) == [(f"{composed}.mp4@0.000-end", None, None, "open", f"{composed}.mp4")]
+        (folder / "train.json").write_text(json.dumps([{"id": listed, "label": "open"}]))
+        assert len(plan("ssv2", folder).segments) == 1
+
+
+def test_what_systems_put_beside_the_data_is_not_read(tmp_path):
+    touch(tmp_path, "push.mp4", "._push.mp4", ".trash/old.mp4", "__MACOSX/push.mp4", "@eaDir/push.mp4/thumb_1.jpg")
+    planned = plan("folder", tmp_path)
+    assert [s.id for s in planned.segments] == ["push.mp4"] and planned.refused == ()
+    touch(tmp_path, "cover 1.jpg", "sub/pull.mkv", "sub/thumbs/pull.jpg", "sub/notes.txt", "sub/lift.rmvb")
+    planned = plan("folder", tmp_path)
+    assert [s.id for s in planned.segments] == ["push.mp4", "sub/pull.mkv"]
+    assert planned.unread == {".jpg": 2, ".rmvb": 1, ".txt": 1}
+    (tmp_path / "train.json").write_text(json.dumps([{"id": "push", "label": "push"}, {"id": "._push", "label": "x"}]))
+    (tmp_path / "._train.json").write_bytes(b"\0\5\x16\7")
+    planned = plan("ssv2", tmp_path)
+    assert [s.text for s in planned.segments] == ["push"] and planned.absent == 1
+
+
+def test_thumbnails_named_as_the_videos_are_no_sequence(tmp_path):
+    touch(tmp_path, "videos/clip 1.mp4", "videos/clip 2.mp4", "thumbs/clip 1.jpg", "thumbs/clip 2.jpg")
+    assert len(plan("folder", tmp_path).segments) == 2
+
+
+def test_links_out_of_the_folder_are_followed_on_request_only(tmp_path):
+    touch(tmp_path, "outside/secret.mp4", "in/own.mp4")
+    os.symlink(tmp_path / "outside" / "secret.mp4", tmp_path / "in" / "link.mp4")
+    os.symlink(tmp_path / "outside", tmp_path / "in" / "linked")
+    os.symlink("own.mp4", tmp_path / "in" / "same.mp4")
+    planned = plan("folder", tmp_path / "in")
+    assert [s.id for s in planned.segments] == ["own.mp4", "same.mp4"]
+    assert "--follow-links" in refused(planned)["link.mp4"] and any("--follow-links" in why for why in planned.unread)
+    (tmp_path / "in" / "annotations.csv").write_text("file,text\nlink.mp4,x\nlinked/secret.mp4,y\nown.mp4,z\n")
+    planned = plan("folder", tmp_path / "in")
+    assert [s.text for s in planned.segments] == ["z"]
+    assert all("--follow-links" in reason for reason in refused(planned).values()) and len(planned.refused) == 2
+    planned = plan("folder", tmp_path / "in", follow_links=True)
+    assert [s.text for s in planned.segments] == ["x", "y", "z"]
+
+
+def test_a_prefix_begins_ids_and_groups(tmp_path):
+    touch(tmp_path, "push.mp4")
+    (segment,) = plan("folder", tmp_path, prefix="kitchen/").segments
+    assert (segment.id, segment.group) == ("kitchen/push.mp4", "kitchen/push.mp4")
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [("1:02:03.5", 3723.5), ("00:00:00.14", 0.14), ("2.5", 2.5), (3, 3.0), ("", None), (None, None)],
@@ -91,7 +220,7 @@ def test_times_are_seconds_or_clock_times(value, seconds):
     assert seconds_of(value) == (None if seconds is None else pytest.approx(seconds))
 
 
-@pytest.mark.parametrize("value", ["nan", "1:2:3:4", "inf", True, "1,5"])
+@pytest.mark.parametrize("value", ["nan", "1:2:3:4", "inf", True, "1,5", [1], {}, "9" * 5000])
 def test_other_times_are_refused(value):
     with pytest.raises(ValueError, match="neither"):
         seconds_of(value)
@@ -161,6 +290,54 @@ def test_ego4d_narrations_become_clips_of_three_seconds(tmp_path, wrapped):
     assert planned.absent == 2 and sum(planned.skipped.values()) == 1
 
 
+@pytest.mark.parametrize("source", ["ego4d", "epic", "ssv2"])
+def test_a_video_that_is_there_twice_is_not_chosen_by_chance(tmp_path, source):
+    touch(tmp_path, "full_scale/v1.mp4", "video_540ss/v1.mp4")
+    narration = {"narration_text": "#C C waves", "timestamp_sec": 3.0}
+    (tmp_path / "narration.json").write_text(json.dumps({"v1": {"narration_pass_1": {"narrations": [narration]}}}))
+    (tmp_path / "train.json").write_text(json.dumps([{"id": "v1", "label": "waving"}]))
+    row = "v1_0,P01,v1,0,00:00:00.1,00:00:00.9,6,54,wave,,,,,,\n"
+    (tmp_path / "EPIC_100_train.csv").write_text(EPIC_HEADER + row)
+    planned = plan(source, tmp_path)
+    assert planned.segments == () and "keep one" in planned.refused[0][1]
+
+
+def test_one_odd_narration_does_not_end_the_run(tmp_path):
+    touch(tmp_path, "v1.mp4", "v2.mp4")
+    good = {"narration_text": "#C C waves", "timestamp_sec": 3.0}
+    odd = [3, None, [], {"narration_text": 5, "timestamp_sec": 1}, {"narration_text": "#C C x", "timestamp_sec": True}]
+    odd += [{"narration_text": "#C C x", "timestamp_sec": 10**400}]
+    content = {
+        "v1": {"narration_pass_1": {"narrations": [*odd, good]}, "narration_pass_2": []},
+        "v2": {"narration_pass_1": {"narrations": {"a": 1}}},
+    }
+    (tmp_path / "narration.json").write_text(json.dumps(content))
+    planned = plan("ego4d", tmp_path)
+    assert [s.text for s in planned.segments] == ["waves"] and len(planned.refused) == len(odd) + 1
+
+
+@pytest.mark.parametrize(
+    ("narration", "text"),
+    [
+        ("#C C's hand touches a cup", "hand touches a cup"),
+        ("#C C\u2019s hand touches a cup", "hand touches a cup"),
+        ("#C: C opens the door", "opens the door"),
+        ("#CC opens the door", "opens the door"),
+        ("# C C opens the door.", "opens the door"),
+        ("C opens the door", "opens the door"),
+        ("#C C opens the door #Unsure.", "opens the door something"),
+        ("#C C opens #UNSURE", "opens something"),
+        ("#Summary #C C opens the door", "opens the door"),
+        ("#C C opens the door #summary", "opens the door"),
+        ("#C C talks #O man Y laughs #C C leaves", "talks leaves"),
+        ("#C C talks #o lady Y laughs #unsure", "talks"),
+        ("#C Cuts carrots", "Cuts carrots"),
+    ],
+)
+def test_ego4d_marks_come_in_many_forms(narration, text):
+    assert ego4d_text(narration) == text
+
+
 def test_ego4d_marks_are_stripped_wherever_they_are():
     assert ego4d_text("#C C turns on the #unsure tap.") == "turns on the something tap"
     assert ego4d_text("#C cuts carrots") == "cuts carrots"
@@ -187,6 +364,56 @@ def test_epic_rows_become_clips(tmp_path):
     assert short(planned) == [("P01_01_0", pytest.approx(0.14), pytest.approx(3.37), "open door", "P01_01")]
     assert planned.segments[0].meta == {"participant_id": "P01", "verb": "open", "noun": "door"}
     assert [id for id, _ in planned.refused] == ["P01_01_1"] and planned.absent == 1
+
+
+def epic_frames(folder, video, count, first=1):
+    touch(folder, *(f"{video}/frame_{number:010d}.jpg" for number in range(first, first + count)))
+
+
+@pytest.mark.parametrize(
+    ("video", "row", "rate"),
+    [
+        ("P01_01", "00:00:00.20,00:00:00.60,12,36", 60),
+        ("P01_102", "00:00:00.20,00:00:00.60,10,30", 50),
+        ("P02_01", "00:01:00.00,00:01:40.00,3596,5994", 60 / 1.001),
+    ],
+)
+def test_epic_frames_have_the_rate_that_frame_numbers_tell(tmp_path, video, row, rate):
+    epic_frames(tmp_path, video, 40)
+    (tmp_path / "EPIC_100_train.csv").write_text(f"{EPIC_HEADER}a,P01,{video},0,{row},open door,,,,,,\n")
+    planned = plan("epic", tmp_path)
+    assert planned.segments[0].rate == pytest.approx(rate)
+    assert plan("epic", tmp_path, sequence_fps=12.0).segments[0].rate == 12.0
+
+
+def test_epic_frames_with_a_hole_or_without_a_rate_are_left_out(tmp_path):
+    epic_frames(tmp_path, "P01_01", 20)
+    epic_frames(tmp_path, "P01_01", 20, first=25)
+    epic_frames(tmp_path, "P01_02", 60, first=100)
+    epic_frames(tmp_path, "P01_03", 60)
+    rows = [
+        "before,P01,P01_01,0,00:00:00.10,00:00:00.25,6,15,open,,,,,,",
+        "after,P01,P01_01,0,00:00:00.40,00:00:00.60,24,36,close,,,,,,",
+        "late,P01,P01_02,0,00:00:00.10,00:00:00.60,6,36,open,,,,,,",
+        "odd,P01,P01_03,0,00:00:00.10,00:00:00.60,6,17,open,,,,,,",
+    ]
+    (tmp_path / "EPIC_100_train.csv").write_text(EPIC_HEADER + "\n".join(rows) + "\n")
+    planned = plan("epic", tmp_path)
+    reasons = refused(planned)
+    assert [s.id for s in planned.segments] == ["before"]
+    assert reasons["after"].startswith("frame 21") and reasons["late"].startswith("frame 1 ")
+    assert "--sequence-fps" in reasons["odd"]
+
+
+@pytest.mark.parametrize("source", ["ego4d", "ssv2"])
+def test_frames_of_other_sets_need_a_stated_rate(tmp_path, source):
+    touch(tmp_path, *(f"v1/{number:05d}.jpg" for number in range(1, 50)))
+    narration = {"narration_text": "#C C waves", "timestamp_sec": 3.0}
+    (tmp_path / "narration.json").write_text(json.dumps({"v1": {"narration_pass_1": {"narrations": [narration]}}}))
+    (tmp_path / "train.json").write_text(json.dumps([{"id": "v1", "label": "waving"}]))
+    planned = plan(source, tmp_path)
+    assert planned.segments == () and "--sequence-fps" in planned.refused[0][1]
+    assert plan(source, tmp_path, sequence_fps=12.0).segments[0].rate == 12.0
 
 
 def test_epic_test_timestamps_have_no_texts(tmp_path):
@@ -278,6 +505,39 @@ def test_egodex_points_behind_the_camera_are_not_seen(tmp_path):
     keypoints, seen = egodex_hands(file, 1920, 1080)
     assert np.isfinite(keypoints).all()
     assert not seen[:, 0, [0, 4]].any() and seen[:, 0, 1].all() and seen[:, 1].all()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda out: out.create_dataset("camera/intrinsic", data=np.zeros((0, 3))), r"camera/intrinsic is .*\(0, 3\)"),
+        (
+            lambda out: out.create_dataset("camera/intrinsic", data=np.full((3, 3), np.nan)),
+            "camera/intrinsic holds NaN",
+        ),
+        (lambda out: None, "has no camera/intrinsic"),
+        (lambda out: out.create_group("camera/intrinsic"), "has no camera/intrinsic"),
+        (lambda out: out.create_dataset("camera/intrinsic", data=[b"a"]), "camera/intrinsic is"),
+        (lambda out: out.__setitem__("camera/intrinsic", h5py.ExternalLink("other.hdf5", "x")), "in another file"),
+    ],
+)
+def test_egodex_names_what_is_wrong(tmp_path, change, said):
+    file = write_egodex(tmp_path / "0.hdf5")
+    with h5py.File(file, "a") as out:
+        del out["camera/intrinsic"]
+        change(out)
+    with pytest.raises(ValueError, match=said):
+        egodex_hands(file, 1920, 1080)
+
+
+def test_egodex_states_of_enormous_size_are_refused_before_they_are_read(tmp_path):
+    file = write_egodex(tmp_path / "0.hdf5")
+    with h5py.File(file, "a") as out:
+        del out["transforms/leftHand"], out["transforms/camera"]
+        out.create_dataset("transforms/camera", shape=(10**8, 4, 4), dtype="f8", chunks=(1, 4, 4))
+        out.create_dataset("transforms/leftHand", shape=(10**8, 4, 4), dtype="f8", chunks=(1, 4, 4))
+    with pytest.raises(ValueError, match=r"transforms/camera is float64 of shape \(100000000, 4, 4\)"):
+        egodex_hands(file, 1920, 1080)
 
 
 def test_egodex_files_say_their_text_and_direction(tmp_path):

@@ -1,7 +1,11 @@
+import struct
+import zlib
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from PIL import Image
-from video_files import level, picture, write_video
+from video_files import level, picture, with_matrix, write_video
 
 from arvrm.sources.video import VideoError, is_video, probe, sample
 
@@ -54,6 +58,115 @@ def test_rotation_metadata_turns_the_frames_upright(tmp_path, frames, degrees, c
     corners = {"upper left": (2, 2), "upper right": (2, -3), "lower left": (-3, 2), "lower right": (-3, -3)}
     red = [name for name, (v, u) in corners.items() if image[v, u, 0] > 150 and image[v, u, 1] < 80]
     assert red == [corner]
+
+
+CORNERS = {"upper left": (2, 2), "upper right": (2, -3), "lower left": (-3, 2), "lower right": (-3, -3)}
+
+
+def red_corner(image):
+    return [name for name, (v, u) in CORNERS.items() if image[v, u, 0] > 150 and image[v, u, 1] < 80]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corner", "shape"),
+    [
+        ((-1, 0, 0, 1), "upper right", (48, 64, 3)),  # mirrored left to right
+        ((1, 0, 0, -1), "lower left", (48, 64, 3)),  # upside down, mirrored
+        ((0, 1, 1, 0), "upper left", (64, 48, 3)),  # x and y exchanged
+        ((0, -1, -1, 0), "lower right", (64, 48, 3)),
+        ((0, 1, -1, 0), "upper right", (64, 48, 3)),  # a quarter turn clockwise
+    ],
+)
+def test_mirrored_and_turned_videos_are_stored_as_players_show_them(tmp_path, frames, matrix, corner, shape):
+    path = with_matrix(write_video(tmp_path / "m.mp4", frames[:2]), *matrix)
+    image = next(sample(path)).image
+    assert image.shape == shape and red_corner(image) == [corner]
+
+
+def test_a_video_turned_by_no_quarter_is_refused(tmp_path, frames):
+    path = with_matrix(write_video(tmp_path / "m.mp4", frames[:2]), 1, 1, -1, 1)
+    with pytest.raises(VideoError, match="45 degrees"):
+        next(sample(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "shape", "size"),
+    [("a.mp4", "libx264", Fraction(4, 3), (48, 85)), ("a.mkv", "libx264", Fraction(1, 2), (96, 64))],
+)
+def test_pixels_that_are_not_square_are_made_so(tmp_path, frames, name, codec, shape, size):
+    path = write_video(tmp_path / name, frames[:2], codec=codec, pixel_shape=shape)
+    assert next(sample(path)).image.shape[:2] == size
+
+
+def test_wide_pixels_are_widened_before_the_picture_is_turned(tmp_path, frames):
+    path = write_video(tmp_path / "a.mp4", frames[:2], pixel_shape=Fraction(2))
+    assert next(sample(with_matrix(path, 0, 1, -1, 0))).image.shape[:2] == (128, 48)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.mkv", "libx264")])
+def test_without_a_start_a_stretch_begins_at_the_first_picture(tmp_path, frames, name, codec):
+    path = write_video(tmp_path / name, frames, codec=codec, times=[0.8 + 0.1 * n for n in range(20)])
+    assert levels(path) == list(range(20))
+
+
+def test_a_late_matroska_file_that_is_cut_is_still_truncated(tmp_path, frames):
+    times = [0.8 + 0.1 * n for n in range(20)]
+    whole = write_video(tmp_path / "f.webm", frames, codec="libvpx-vp9", times=times).read_bytes()
+    (tmp_path / "cut.webm").write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(VideoError, match=r"damaged|truncated"):
+        levels(tmp_path / "cut.webm")
+
+
+def test_the_rate_is_that_of_the_stretch_and_pauses_do_not_count(tmp_path):
+    frames = [picture(number % 28) for number in range(41)]
+    fast, slow = [n / 20 for n in range(20)], [1 + n / 5 for n in range(20)]
+    path = write_video(tmp_path / "v.mp4", frames, times=[*fast, *slow, 20.0])
+    assert probe(path, start=0, end=1).fps == pytest.approx(20, rel=0.01)
+    assert probe(path, start=1, end=4).fps == pytest.approx(5, rel=0.01)
+    assert probe(path, start=3, end=21).fps == pytest.approx(5, rel=0.01)  # then 15 s without a frame
+
+
+@pytest.mark.parametrize("fps", [24, 25, 30, 50])
+def test_an_even_rate_is_the_files_own_number(tmp_path, frames, fps):
+    path = write_video(tmp_path / "v.mkv", frames, times=[n / fps for n in range(20)], fps=fps)
+    assert probe(path, start=0, end=0.5).fps == fps
+
+
+@pytest.mark.parametrize("suffix", [".3gp", ".mts", ".ts", ".mpg", ".flv", ".m2ts"])
+def test_containers_of_cameras_are_videos(tmp_path, frames, suffix):
+    path = write_video(tmp_path / f"a{suffix}", frames)
+    assert is_video(path) and len(levels(path, fps=10)) > 5
+
+
+def test_images_of_16_bits_keep_their_greys(tmp_path):
+    grey = np.full((48, 64), 16 + 8 * 7, np.uint16) * 257
+    Image.fromarray(grey).save(tmp_path / "0.png")
+    Image.fromarray(grey).save(tmp_path / "1.png")
+    assert levels(tmp_path, fps=4, sequence_fps=4.0) == [7, 7]
+
+
+def test_a_picture_that_states_an_enormous_size_is_refused_before_it_is_read(tmp_path):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 30000, 30000, 8, 0, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    (tmp_path / "0.png").write_bytes(png)
+    with pytest.raises(VideoError, match=r"image 0\.png"):
+        levels(tmp_path)
+
+
+def test_only_a_numbered_series_without_videos_is_an_image_sequence(tmp_path, frames):
+    for number in range(3):
+        Image.fromarray(picture(number)).save(tmp_path / f"frame {number}.jpg")
+    assert is_video(tmp_path)
+    Image.fromarray(picture(0)).save(tmp_path / "cover.jpg")
+    assert not is_video(tmp_path)
+    (tmp_path / "cover.jpg").unlink()
+    (tmp_path / "._frame 0.jpg").write_bytes(b"x")
+    assert is_video(tmp_path) and levels(tmp_path, fps=1, sequence_fps=1.0) == [0, 1, 2]
+    write_video(tmp_path / "frame.mp4", frames[:2])
+    assert not is_video(tmp_path)
 
 
 def test_a_truncated_video_says_where_it_ends_and_gives_what_is_before(tmp_path, frames):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -30,8 +31,13 @@ def write_video(
     rotation: int = 0,
     codec: str = "libx264",
     options: dict[str, str] | None = None,
+    pixel_shape: Fraction | None = None,
 ) -> Path:
-    """Encode RGB frames; `times` (s) makes the rate variable, `rotation` (degrees) asks players to turn it."""
+    """Encode RGB frames.
+
+    `times` (s) makes the rate variable, `rotation` (degrees) asks players to turn it, `pixel_shape` (width / height) to
+    stretch it.
+    """
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream(codec, rate=fps)
         stream.height, stream.width = frames[0].shape[:2]
@@ -42,6 +48,8 @@ def write_video(
             stream.options = {"crf": "10", "preset": "ultrafast", "g": "5"}
         if codec == "libvpx-vp9":
             stream.options = {"deadline": "realtime", "cpu-used": "8"}
+        if pixel_shape is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_shape
         if rotation:
             stream.set_display_rotation(rotation)
         for number, image in enumerate(frames):
@@ -52,4 +60,14 @@ def write_video(
             frame.time_base = Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return path
+
+
+def with_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """Write a display matrix into an mp4's track header: a pixel at (x, y) is shown at (a x + c y, b x + d y)."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    matrix = [a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30]
+    data[at : at + 36] = struct.pack(">9i", *matrix)
+    path.write_bytes(data)
     return path

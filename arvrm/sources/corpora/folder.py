@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +11,7 @@ from arvrm.sources.corpora.files import VideoFolder, same
 from arvrm.sources.corpora.segment import Absent, Refused, Segment, Skipped
 
 _COLUMNS = ("file", "start", "end", "text")
+_LATEST_S = 1e9
 
 
 def plan_folder(folder: VideoFolder) -> Iterator[Segment | Refused | Skipped | Absent]:
@@ -71,7 +71,7 @@ def seconds_of(value: Any) -> float | None:
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise ValueError
         parts = [float(part) for part in str(value).strip()[:64].split(":")]
-        if len(parts) > 3 or not all(math.isfinite(part) for part in parts):
+        if len(parts) > 3 or not all(abs(part) < _LATEST_S for part in parts):
             raise ValueError
     except (ValueError, OverflowError):
         raise ValueError(f"time {str(value)[:40]!r} is neither seconds nor hours:minutes:seconds") from None
