@@ -1,4 +1,4 @@
-"""Code on the pages of docs/, for tests to run: a block whose first line is a comment with a file's name is that file."""
+"""Code on the pages of docs/, for tests to run: a block that begins with a comment that names a file is that file."""
 
 import re
 from pathlib import Path

@@ -1,15 +1,18 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
+import arvrm
 from arvrm import cli, config
 from arvrm.interface import TASKS, UserError
 from arvrm.results import load_results
@@ -39,6 +42,7 @@ def test_help_lists_every_verb_and_imports_no_heavy_module():
 
 
 VERBS = sorted(cli.VERBS)
+ROOT = Path(__file__).parent.parent
 BESIDE = {"few-shot": {"check": "x"}}
 
 
@@ -51,6 +55,16 @@ def enough(verb: str) -> dict[str, object]:
         options = typing.get_args(hints[name])
         values[name] = "x" if not options else ["x"] if typing.get_origin(hints[name]) is tuple else options[0]
     return values
+
+
+def test_the_readme_lists_every_verb_and_no_other():
+    table = (ROOT / "README.md").read_text().split("| verb | what it does |")[1].split("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    assert sorted(name for cell in cells for name in re.findall(r"`([^`]+)`", cell)) == VERBS
+
+
+def test_citation_names_the_version():
+    assert f"\nversion: {arvrm.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def is_section(hint: object) -> bool:
