@@ -28,7 +28,7 @@ _PUBLISHED = {
     ("", "image_decoder_heads"): "image_decoder_heads",
 }
 """Where a setting of `PublishedConfig` stood among the others: section and name."""
-_OURS: dict[str, Any] = {
+OURS: dict[str, Any] = {
     "activation": "gelu",
     "text_pooling": "attention",
     "second": None,
@@ -101,8 +101,8 @@ def upgraded_model(values: Mapping[str, Any], place: str) -> dict[str, Any]:
         inside = values.get(section) if section else values
         if isinstance(inside, dict) and old in inside:
             found[name] = inside.pop(old)
-    if any(value != _OURS[name] for name, value in found.items()):
-        published = {**_OURS, **found}
+    if any(value != OURS[name] for name, value in found.items()):
+        published = {**OURS, **found}
         if published["second"] is not None:
             second = dict(published["second"])
             if "timed" in second:
@@ -131,7 +131,7 @@ def upgraded_encoders(
 
 def described_encoders(text: TextConfig, vision: VisionConfig, published: PublishedConfig | None) -> dict[str, Any]:
     """Return the settings of the frozen encoders in the form of all versions, so that their hash stays what it was."""
-    own = _OURS if published is None else asdict(published)
+    own = OURS if published is None else asdict(published)
     described = {
         "text": {**asdict(text), "pooling": own["text_pooling"]},
         "vision": {**asdict(vision), "clamp": own["clamp"]},

@@ -63,7 +63,7 @@ class CheckpointPolicy:
         )
         self.text = TextEncoder(self.config.text)
         self.retriever = retriever
-        self.by_words = vision.modulated or (vision.second is not None and vision.second.modulated)
+        self.by_words = self.config.tokens_by_words
         self.cache = FrameCache() if cache and self.history > 1 and vision.encoder != "conv" else None
         self._sentences: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         if batch > 1 and not self._rows_agree():

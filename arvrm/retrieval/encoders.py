@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from arvrm.model.config import VisionConfig
-from arvrm.model.image_encoder import image_encoder
-from arvrm.model.pixels import fit_images
-from arvrm.model.published.config import PublishedConfig
-from arvrm.model.text import TextEncoder
-from arvrm.model.upgrade import described_encoders, upgraded_encoders
+from arvrm.model.encoders import (
+    PublishedConfig,
+    TextEncoder,
+    VisionConfig,
+    described_encoders,
+    fit_images,
+    image_encoder,
+    upgraded_encoders,
+)
 from arvrm.windows import EpisodeTable, FrameBank, decode_frames
 from arvrm.windows.headers import static_camera
 
