@@ -121,7 +121,7 @@ def main() -> None:
     def encode(step: int) -> None:
         cached.cache.clear()
         newest = [PlanRequest(r.instruction, r.history, r.rollout, 0) for r in frames.requests(step)]
-        cached._tokens(newest, options.batch)
+        cached._tokens(cached.cache, newest, options.batch)
 
     for step in range(first - 10, first):
         cached.plan(frames.requests(step))
