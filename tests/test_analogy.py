@@ -4,12 +4,12 @@ import pytest
 import torch
 from model_batches import small
 
-from arvrm.model.analogy import analogy_map
+from arvrm.model.analogy import AnalogyMap
 
 
 def build(**analogy):
     torch.manual_seed(0)
-    model = analogy_map(small(analogy=analogy), 7)
+    model = AnalogyMap(small(analogy=analogy), 7)
     torch.nn.init.normal_(model.weights)
     return model
 
