@@ -44,10 +44,10 @@ def compose_frame(
         side = GRIPPER_PX // columns
         _paste(canvas, image, (STATIC_PX + side * column, CAPTION_PX + side * row), side)
     draw = ImageDraw.Draw(canvas)
-    title, small = ImageFont.load_default(17), ImageFont.load_default(13)
-    while title.getlength(instruction) > WIDTH - 90 and title.size > 10:
-        title = ImageFont.load_default(title.size - 1)
-    draw.text((10, CAPTION_PX / 2), instruction, fill=INK, font=title, anchor="lm")
+    size, small = 17, ImageFont.load_default(13)
+    while ImageFont.load_default(size).getlength(instruction) > WIDTH - 90 and size > 10:
+        size -= 1
+    draw.text((10, CAPTION_PX / 2), instruction, fill=INK, font=ImageFont.load_default(size), anchor="lm")
     draw.text((WIDTH - 10, CAPTION_PX / 2), place, fill=INK, font=small, anchor="rm")
     left, top = STATIC_PX + 12, CAPTION_PX + GRIPPER_PX + 14
     draw.text((left, top), f"step {step}", fill=INK, font=small)

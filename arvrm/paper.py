@@ -18,15 +18,16 @@ from arvrm import processes
 from arvrm.config import from_dict
 from arvrm.episodes import EpisodeStore
 from arvrm.interface import UserError
-from arvrm.model.config import LossConfig, ModelConfig, SecondVisionConfig, TextConfig, VisionConfig
-from arvrm.model.importers import CLIP, ImportConfig, import_checkpoint
+from arvrm.model.config import LossConfig, ModelConfig
+from arvrm.model.published.config import SecondVisionConfig
+from arvrm.model.published.importers import ImportConfig, import_checkpoint
+from arvrm.model.published.presets import CLIP, NETWORK, published_model
+from arvrm.model.upgrade import upgraded_model
 from arvrm.training import DataConfig, FinetuneConfig, IndexConfig, PretrainConfig, TrainConfig
 from arvrm.windows import EpisodeTable, WindowConfig, split_episodes
 
 VALIDATION = 0.1
 """Share that the published code holds out; here by chain or video, there by frame."""
-CAMERA_PIXELS = {"static": 200, "gripper": 84}
-"""CALVIN's cameras, in whose pixels the published shifts are given."""
 
 READ: dict[str, Any] = {
     "LMDB_path": "./calvin_lmdb/",
@@ -40,43 +41,23 @@ READ: dict[str, Any] = {
     "bs_per_gpu": 19,
     "gradient_accumulation_steps": 3,
     "workers_per_gpu": 7,
-    "arm_loss_ratio": 100,
-    "rgb_static_pad": 10,
-    "rgb_gripper_pad": 4,
-    "rgb_shape": 224,
-    "patch_size": 16,
     "mae_ckpt": "./mae_pretrain_vit_base.pth",
     "clip_backbone": "ViT-B/32",
     "clip_ckpt": None,
     "pretrained_ckpt_path": None,
     "bytedance_ckpt_path": None,
     "load_bytedance_ckpt": False,
-    "embed_dim": 384,
-    "n_layer": 12,
-    "n_head": 12,
-    "activation_function": "relu",
-    "dropout": 0.1,
-    "n_positions": 1024,
-    "resampler_depth": 3,
-    "resampler_dim_head": 128,
-    "resampler_heads": 4,
-    "resampler_num_latents": 9,
-    "seq_len": 10,
-    "chunk_size": 10,
-    "test_chunk_size": 1,
     "skip_frame": 3,
-    "fwd_pred": True,
-    "lang_feat_dim": 512,
     "img_feat_dim": 768,
     "ten_percent_train": False,
     "num_sequences": 1000,
     "ep_len": 360,
-    "decoder_heads": 16,
     "compile_model": False,
     "novel": True,
     "dino_ckpt": "facebook/dinov2-base",
     "segment_windows": 10,
     "feature_cache": None,
+    **NETWORK,
 }
 """Keys that are read, with the published values, which stand where a file lacks them."""
 
@@ -190,48 +171,19 @@ def parse(values: dict[str, Any], place: str = "configuration") -> Published:
 def model_config(published: Published) -> ModelConfig:
     """Return the network that the published code trains, the human side aside."""
     v = published.values
-    width = v["embed_dim"]
     if v["rgb_shape"] % v["patch_size"]:
         raise UserError(f"{published.place}: rgb_shape {v['rgb_shape']} is no multiple of patch_size {v['patch_size']}")
-    return ModelConfig(
-        text=TextConfig(encoder="clip", path=_clip(published), width=v["lang_feat_dim"], max_tokens=1, pooling="unit"),
-        vision=VisionConfig(
-            encoder="dinov2" if "dino" in Path(v["mae_ckpt"]).name.lower() else "mae",
-            path=v["mae_ckpt"],
-            frozen=True,
-            second=None
-            if v["novel"]
-            else SecondVisionConfig(path=v["dino_ckpt"], input_size=v["rgb_shape"], timed=False),
-            input_size=v["rgb_shape"],
-            clamp=False,
-            static_size=CAMERA_PIXELS["static"],
-            gripper_size=CAMERA_PIXELS["gripper"],
-            film=False,
-            shift_static=v["rgb_static_pad"] / CAMERA_PIXELS["static"],
-            shift_gripper=v["rgb_gripper_pad"] / CAMERA_PIXELS["gripper"],
-        ),
-        loss=LossConfig(arm=float(v["arm_loss_ratio"]), state=0.0, analogy=0.0, replay=0.0),
-        width=width,
-        layers=v["n_layer"],
-        heads=v["n_head"],
-        activation={"gelu_new": "gelu"}.get(v["activation_function"], v["activation_function"]),
-        dropout=float(v["dropout"]),
-        max_frames=v["seq_len"],
-        time_from="first",
-        query_time=False,
-        positions=v["n_positions"],
-        latents=v["resampler_num_latents"],
-        resampler_layers=v["resampler_depth"],
-        resampler_heads=v["resampler_heads"],
-        resampler_head_width=v["resampler_dim_head"],
-        resampler_position=True,
-        state="official",
-        chunk=v["chunk_size"],
-        head_activation="none",
-        fwd_pred=v["fwd_pred"],
-        image_patch=v["patch_size"],
-        image_decoder="shared",
-        image_decoder_heads=v["decoder_heads"],
+    second = None
+    if not v["novel"]:
+        second = SecondVisionConfig(path=v["dino_ckpt"], input_size=v["rgb_shape"], latents_have_time=False)
+    return published_model(
+        v,
+        "dinov2" if "dino" in Path(v["mae_ckpt"]).name.lower() else "mae",
+        published.place,
+        clip=_clip(published),
+        path=v["mae_ckpt"],
+        second=second,
+        loss=LossConfig(state=0.0, analogy=0.0, replay=0.0),
     )
 
 
@@ -387,7 +339,8 @@ def _model(published: Published) -> ModelConfig:
     described = read_json(Path(start) / "config.json")
     if described.get("kind") != "policy":
         return own
-    known = from_dict(ModelConfig, described["model"], f"{start}/config.json: model")
+    place = f"{start}/config.json: model"
+    known = from_dict(ModelConfig, upgraded_model(described["model"], place), place)
     if (known.chunk, known.max_frames) != (own.chunk, own.max_frames):
         raise UserError(
             f"{published.place}: chunk_size {own.chunk} and seq_len {own.max_frames} differ from {start}'s "

@@ -21,6 +21,8 @@ from arvrm.model.checkpoint import Checkpoint
 from arvrm.model.config import ModelConfig, VisionConfig
 from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.policy_net import PolicyNet
+from arvrm.model.published.config import PublishedConfig
+from arvrm.model.published.forward import predict
 from arvrm.model.transformer import compile_blocks
 from arvrm.policy import CheckpointPolicy
 from arvrm.robots.calvin import CALVIN
@@ -33,26 +35,20 @@ def config(size: str, fwd_pred: bool = True) -> ModelConfig:
     """The published network; "small" has a quarter of the ViT's width and a third of all layers."""
     paper = size == "paper"
     backbone = PAPER_VIT if paper else SMALL_VIT
-    vision = VisionConfig("mae", backbone=backbone, frozen=True, clamp=False, film=False)
+    vision = VisionConfig("mae", backbone=backbone, frozen=True, film=False)
     return ModelConfig(
         vision=vision,
         width=384 if paper else 96,
         layers=12 if paper else 4,
         heads=12 if paper else 3,
-        activation="relu",
         max_frames=10,
-        time_from="first",
-        query_time=False,
-        positions=1024,
         latents=9,
         resampler_layers=3 if paper else 1,
         resampler_head_width=128 if paper else 32,
-        resampler_position=True,
-        state="official",
-        head_activation="none",
         fwd_pred=fwd_pred,
-        image_decoder="shared",
-        image_decoder_heads=16 if paper else 3,
+        published=PublishedConfig(
+            text_pooling="attention", positions=1024, image_decoder_heads=16 if paper else 3
+        ),
     )
 
 
@@ -120,12 +116,12 @@ def main() -> None:
             compile_blocks(some.net)
 
     def original(step: int) -> None:
-        plain.net.predict(plain.batch(frames.requests(step)), images=True)
+        predict(plain.net, plain.batch(frames.requests(step)), images=True)
 
     def encode(step: int) -> None:
         cached.cache.clear()
         newest = [PlanRequest(r.instruction, r.history, r.rollout, 0) for r in frames.requests(step)]
-        cached._tokens(newest, options.batch)
+        cached._tokens(cached.cache, newest, options.batch)
 
     for step in range(first - 10, first):
         cached.plan(frames.requests(step))

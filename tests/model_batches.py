@@ -5,6 +5,8 @@ import dataclasses
 import torch
 
 from arvrm.model.config import ModelConfig, VisionConfig
+from arvrm.model.published.config import PublishedConfig
+from arvrm.model.upgrade import OURS
 from arvrm.robots.calvin import CALVIN
 
 SMALL = ModelConfig(
@@ -21,7 +23,9 @@ SMALL = ModelConfig(
 
 
 def small(**changes):
-    """SMALL with changes; vision, analogy and loss take dictionaries of changes."""
+    """SMALL with changes; vision, analogy and loss take dictionaries of changes, published of changes from ours."""
+    if isinstance(changes.get("published"), dict):
+        changes["published"] = PublishedConfig(**{**OURS, **changes["published"]})
     for name in ("vision", "analogy", "loss", "text"):
         if isinstance(changes.get(name), dict):
             changes[name] = dataclasses.replace(getattr(SMALL, name), **changes[name])

@@ -4,12 +4,12 @@ import pytest
 import torch
 from model_batches import small
 
-from arvrm.model.analogy import AnalogyMap
+from arvrm.model.analogy import analogy_map
 
 
 def build(**analogy):
     torch.manual_seed(0)
-    model = AnalogyMap(small(analogy=analogy), 7)
+    model = analogy_map(small(analogy=analogy), 7)
     torch.nn.init.normal_(model.weights)
     return model
 

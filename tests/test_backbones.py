@@ -84,13 +84,13 @@ def test_openai_clip_file_and_a_directory_of_it_load_equal(tmp_path, script):
     else:
         torch.save(state, tmp_path / "ViT-B-32.pt")
     (tmp_path / "bpe_simple_vocab_16e6.txt.gz").write_bytes(gzip.compress(openai_vocabulary().encode()))
-    config = TextConfig(encoder="clip", path=str(tmp_path / "ViT-B-32.pt"), width=24, max_tokens=1, pooling="unit")
+    config = TextConfig(encoder="clip", path=str(tmp_path / "ViT-B-32.pt"), width=24, max_tokens=1)
     encoder = TextEncoder(config)
     sentences = ["open the drawer", "go left"]
     from_file = encoder.tokens(sentences)[0][:, 0]
     backbones.load_original(config.path, "CLIPTextModelWithProjection").save_pretrained(tmp_path / "directory")
     backbones.clip_tokenizer(config.path).save_pretrained(tmp_path / "directory")
-    directory = TextConfig(encoder="clip", path=str(tmp_path / "directory"), width=24, max_tokens=1, pooling="unit")
+    directory = TextConfig(encoder="clip", path=str(tmp_path / "directory"), width=24, max_tokens=1)
     assert torch.allclose(from_file, TextEncoder(directory).tokens(sentences)[0][:, 0], atol=1e-6)
     tokenizer = backbones.clip_tokenizer(config.path)
     for sentence, vector in zip(sentences, from_file, strict=True):

@@ -10,16 +10,12 @@ from model_batches import small
 from arvrm.hands.coordinates import denormalise_keypoints, normalise_keypoints
 from arvrm.interface import UserError
 from arvrm.model.config import TextConfig, VisionConfig
-from arvrm.model.encoders import (
-    ConvEncoder,
-    JointEncoder,
-    TextEncoder,
-    TextPool,
-    VitEncoder,
-    fit_images,
-    jitter_colours,
-    splat_cross_entropy,
-)
+from arvrm.model.conv import ConvEncoder
+from arvrm.model.heatmaps import splat_cross_entropy
+from arvrm.model.joints import JointEncoder
+from arvrm.model.pixels import fit_images, jitter_colours
+from arvrm.model.text import TextEncoder, TextPool
+from arvrm.model.vit import VitEncoder
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +208,7 @@ def test_clip_text_gives_one_token_per_sentence(tmp_path):
         projection_dim=12, max_position_embeddings=20, bos_token_id=0, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
     transformers.CLIPTextModelWithProjection(config).save_pretrained(tmp_path)
-    encoder = TextEncoder(TextConfig(encoder="clip", path=str(tmp_path), width=12, pooling="linear"))
+    encoder = TextEncoder(TextConfig(encoder="clip", path=str(tmp_path), width=12))
     tokens, mask = encoder.tokens(["open", "close the drawer"])
     assert tokens.shape == (2, 1, 12) and mask.all()
     assert (tokens[0] - tokens[1]).abs().max() > 1e-4

@@ -18,7 +18,8 @@ from arvrm import cli
 from arvrm.interface import UserError
 from arvrm.model import backbones
 from arvrm.model.checkpoint import load_checkpoint
-from arvrm.model.importers import PUBLISHED, ImportConfig, convert, import_checkpoint
+from arvrm.model.published.forward import predict
+from arvrm.model.published.importers import PUBLISHED, ImportConfig, convert, import_checkpoint
 
 SMALL = {**PUBLISHED, "n_head": 4, "resampler_heads": 2}
 
@@ -49,7 +50,7 @@ def test_imported_network_computes_what_the_original_computes(chunk, padded):
     ours = convert(model.saved(), SMALL, ("mae", mae)).model
     mine, theirs = inputs(model, padded=padded)
     expected = model(**theirs)
-    got = ours.predict(mine, images=True)
+    got = predict(ours, mine, images=True)
     for name, value in expected.items():
         # Ours has padding in front, the original behind; what either says of padding is not compared.
         value[-1] = torch.roll(value[-1], padded, dims=0)
@@ -67,7 +68,7 @@ def assert_computes_the_same(ours, model, padded):
     mine, theirs = inputs(model, padded=padded, view=112)
     with torch.no_grad():
         expected = model(**theirs)
-    got = ours.predict(mine, images=True)
+    got = predict(ours, mine, images=True)
     for name, value in expected.items():
         value[-1] = torch.roll(value[-1], padded, dims=0)
         difference = (got[name] - value).abs()
@@ -82,8 +83,8 @@ def test_ar_vrms_second_variant_computes_what_the_original_computes(padded):
     state = model.saved()
     state |= {name.replace("dino.", "ego_hand.", 1): t for name, t in state.items() if name.startswith("dino.")}
     found = convert(state, SMALL, ("mae", backbones.mae(model.model_mae.state_dict())))
-    second = found.model.config.vision.second
-    assert found.kind == "ar-vrm" and second.modulated and second.patches and not second.timed
+    second = found.model.config.published.second
+    assert found.kind == "ar-vrm" and second.modulated and second.patches and not second.latents_have_time
     assert not any("as we know it" in reason for reason in found.left_out.values())
     assert "dino.vision_backbone.encoder.layer.1.scale.weight" in found.mapped
     assert_computes_the_same(found.model, model, padded)
@@ -93,8 +94,8 @@ def test_ar_vrms_second_variant_computes_what_the_original_computes(padded):
 def test_ar_vrms_first_variant_computes_what_the_original_computes(padded):
     model = original(4, cls_only=True, size=112)  # 8 x 8 patches of 14, where its positions are for 5 x 5
     found = convert(model.saved(), SMALL, ("mae", backbones.mae(model.model_mae.state_dict())))
-    second = found.model.config.vision.second
-    assert found.kind == "ar-vrm" and not second.modulated and not second.patches and second.timed
+    second = found.model.config.published.second
+    assert found.kind == "ar-vrm" and not second.modulated and not second.patches and second.latents_have_time
     assert_computes_the_same(found.model, model, padded)
 
 
@@ -102,7 +103,7 @@ def test_dinov2_without_its_weights_is_left_out_with_the_reason():
     model = original(4)
     extra = {"embed_dino_img.weight": torch.zeros(64, 64), "ar_matrix.layers.0.norm1.bias": torch.zeros(64)}
     found = convert({**model.saved(), **extra}, SMALL, ("mae", backbones.mae(model.model_mae.state_dict())))
-    assert found.kind == "ar-vrm" and found.model.config.vision.second is None
+    assert found.kind == "ar-vrm" and found.model.config.published.second is None
     assert "which the file does not have" in found.left_out["embed_dino_img.weight"]
     assert "human motion" in found.left_out["ar_matrix.layers.0.norm1.bias"]
 
@@ -116,7 +117,7 @@ def test_network_of_the_published_size_computes_what_the_original_computes():
     mine, theirs = inputs(model, batch=1, text=512, view=224)
     with torch.no_grad():
         expected = model(**theirs)
-    got = ours.predict(mine, images=True)
+    got = predict(ours, mine, images=True)
     scale = max(1.0, max(float(value.abs().max()) for value in expected.values()))
     for name, value in expected.items():
         assert (got[name] - value).abs().max() < 1e-5 * scale, name
@@ -150,7 +151,7 @@ def test_command_writes_a_checkpoint_that_computes_the_same(tmp_path, capsys):
     assert loaded.metadata.imported["kind"] == "gr1" and loaded.config.chunk == 1
     assert (loaded.metadata.history, loaded.metadata.stride) == (5, 1)
     mine, theirs = inputs(model)
-    assert (loaded.model.predict(mine)["arm"] - model(**theirs)["arm"]).abs().max() < 1e-5
+    assert (predict(loaded.model, mine)["arm"] - model(**theirs)["arm"]).abs().max() < 1e-5
 
 
 def test_frozen_encoder_inside_the_file_is_used(tmp_path):
@@ -159,7 +160,7 @@ def test_frozen_encoder_inside_the_file_is_used(tmp_path):
     config = dataclasses.replace(files(tmp_path, model, **inside), vision=None)
     loaded = load_checkpoint(import_checkpoint(config))
     mine, theirs = inputs(model)
-    assert (loaded.model.predict(mine)["arm"] - model(**theirs)["arm"]).abs().max() < 1e-5
+    assert (predict(loaded.model, mine)["arm"] - model(**theirs)["arm"]).abs().max() < 1e-5
 
 
 def test_ar_vrm_tensors_that_the_robot_does_not_read_are_left_out_by_name(tmp_path):
@@ -170,7 +171,7 @@ def test_ar_vrm_tensors_that_the_robot_does_not_read_are_left_out_by_name(tmp_pa
     assert listed["kind"] == "ar-vrm"
     assert {"ar_map", "human_head.weight"} <= set(listed["left_out"])
     mine, theirs = inputs(model)
-    got = load_checkpoint(folder).model.predict(mine)
+    got = predict(load_checkpoint(folder).model, mine)
     assert (got["arm"] - model(**theirs)["arm"]).abs().max() < 1e-5
     with pytest.raises(UserError, match="ar_map"):
         import_checkpoint(dataclasses.replace(config, kind="gr-chunk", overwrite=True))

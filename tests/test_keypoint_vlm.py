@@ -7,7 +7,7 @@ import torch
 from model_batches import clone, human_batch, small
 
 from arvrm.interface import UserError
-from arvrm.model.encoders import splat_cross_entropy
+from arvrm.model.heatmaps import splat_cross_entropy
 from arvrm.model.keypoint_vlm import KeypointVLM, last_seen
 
 
@@ -32,7 +32,7 @@ def frames_changed(a, b):
     [
         {},
         {"attention": "frame"},
-        {"language_tokens": "first"},
+        {"published": {"language_tokens": "first"}},
         {"predict_residual": False},
         {"residual_from": "velocity"},
     ],
@@ -114,15 +114,15 @@ def test_rollout_begins_with_the_next_prediction_and_goes_on_from_its_own():
         model.predict_next(batch, 0)
 
 
-def test_foreseeing_further_costs_the_error_of_all_frames_ahead_the_near_ones_more():
-    model, batch = build(foresee=3), human_batch(frames=2)
+def test_a_longer_horizon_costs_the_error_of_all_its_frames_the_near_ones_more():
+    model, batch = build(horizon=3), human_batch(frames=2)
     batch["visible"][:] = True
     batch["future_keypoints"] = torch.rand(2, 3, 21, 3, generator=torch.Generator().manual_seed(7))
     batch["future_visible"] = torch.ones(2, 3, 21, dtype=torch.bool)
     batch["future_visible"][1, 2] = False  # beyond the second clip's end
     with torch.no_grad():
         z_l = model.language(batch["text"], batch["text_mask"])
-        guesses = model.next_poses(z_l, model.look_static(batch, z_l)[0], batch["keypoints"], batch["visible"],
+        guesses = model.next_poses(z_l, model.encode_static(batch, z_l)[0], batch["keypoints"], batch["visible"],
                                    batch["frame_mask"])  # fmt: skip
     truth = torch.cat([batch["keypoints"], batch["future_keypoints"]], dim=1)
     total = counted = 0.0
@@ -139,8 +139,8 @@ def test_foreseeing_further_costs_the_error_of_all_frames_ahead_the_near_ones_mo
     assert torch.allclose(model.predict_next(batch, 2), guesses[:, -1, :2], atol=1e-6)
 
 
-def test_foreseeing_beyond_the_frames_of_one_glance_goes_on_from_them():
-    model, batch = build(foresee=2, max_frames=4), human_batch(frames=2)
+def test_predicting_beyond_the_horizon_goes_on_from_its_frames():
+    model, batch = build(horizon=2, max_frames=4), human_batch(frames=2)
     batch["visible"][:] = True
     poses = model.predict_next(batch, 3)
     longer = clone(batch)
@@ -151,9 +151,9 @@ def test_foreseeing_beyond_the_frames_of_one_glance_goes_on_from_them():
     assert torch.allclose(model.predict_next(longer, 1)[:, 0], poses[:, 2], atol=1e-5)
 
 
-def test_an_untrained_model_lets_a_motion_that_it_foresees_far_die_out():
+def test_an_untrained_model_lets_a_motion_die_out_over_its_horizon():
     torch.manual_seed(0)
-    model, batch = KeypointVLM(small(residual_from="velocity", foresee=3)).eval(), human_batch(frames=2)
+    model, batch = KeypointVLM(small(residual_from="velocity", horizon=3)).eval(), human_batch(frames=2)
     batch["visible"][:] = True
     motion = batch["keypoints"][:, 1] - batch["keypoints"][:, 0]
     wanted = torch.stack([batch["keypoints"][:, 1] + times * motion for times in (1, 1.8, 2.44)], dim=1)
@@ -250,14 +250,14 @@ def test_an_untrained_model_continues_the_last_motion_if_told_so():
 
 
 def test_the_destination_that_an_image_shows_reaches_the_poses_and_costs_its_heatmap():
-    model, batch = build(foresee=2, loss={"destination": 1.0}), human_batch(frames=2)
+    model, batch = build(horizon=2, loss={"destination": 1.0}), human_batch(frames=2)
     batch["visible"][:] = True
     batch["future_keypoints"] = torch.zeros(2, 2, 21, 3)
     batch["future_visible"] = torch.ones(2, 2, 21, dtype=torch.bool)
     near, far = clone(batch), clone(batch)
     far["future_keypoints"][:, :, 0, :2] += 0.5
     z_l = model.language(batch["text"], batch["text_mask"])
-    static, heatmaps, _ = model.look_static(batch, z_l)
+    static, heatmaps, _ = model.encode_static(batch, z_l)
     left, right = (
         model.next_poses(
             z_l, static, batch["keypoints"], batch["visible"], batch["frame_mask"], torch.full((2, 2, 2), x)
@@ -276,7 +276,7 @@ def test_the_destination_that_an_image_shows_reaches_the_poses_and_costs_its_hea
 
 
 def test_a_destination_that_is_not_seen_costs_nothing_for_its_heatmap():
-    model, batch = build(foresee=2, loss={"destination": 1.0}), human_batch(frames=2)
+    model, batch = build(horizon=2, loss={"destination": 1.0}), human_batch(frames=2)
     batch["visible"][:] = True
     batch["future_keypoints"] = torch.zeros(2, 2, 21, 3)
     batch["future_visible"] = torch.zeros(2, 2, 21, dtype=torch.bool)
@@ -286,13 +286,13 @@ def test_a_destination_that_is_not_seen_costs_nothing_for_its_heatmap():
 
 
 def test_the_error_of_a_joint_may_be_its_distance():
-    model, batch = build(foresee=2, loss={"keypoints": "distance"}), human_batch(frames=2)
+    model, batch = build(horizon=2, loss={"keypoints": "distance"}), human_batch(frames=2)
     batch["visible"][:] = True
     batch["future_keypoints"] = torch.rand(2, 2, 21, 3, generator=torch.Generator().manual_seed(7))
     batch["future_visible"] = torch.ones(2, 2, 21, dtype=torch.bool)
     with torch.no_grad():
         z_l = model.language(batch["text"], batch["text_mask"])
-        guesses = model.next_poses(z_l, model.look_static(batch, z_l)[0], batch["keypoints"], batch["visible"],
+        guesses = model.next_poses(z_l, model.encode_static(batch, z_l)[0], batch["keypoints"], batch["visible"],
                                    batch["frame_mask"])  # fmt: skip
     truth = torch.cat([batch["keypoints"], batch["future_keypoints"]], dim=1)
     near = (guesses[:, :, 0] - truth[:, 1:3]).norm(dim=-1).mean().item()
@@ -300,7 +300,7 @@ def test_the_error_of_a_joint_may_be_its_distance():
     assert model(batch)["loss"].item() == pytest.approx((near + far / 2) / 1.5, abs=2e-3)
 
 
-def test_a_hand_that_stays_where_it_was_foreseen_gives_a_finite_gradient():
+def test_a_hand_that_stays_where_it_was_predicted_gives_a_finite_gradient():
     torch.manual_seed(0)
     model, batch = KeypointVLM(small(loss={"keypoints": "distance"})), human_batch(frames=3)
     batch["visible"][:] = True

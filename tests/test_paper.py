@@ -52,7 +52,7 @@ def test_published_configuration_says_what_the_paper_says(file):
     model = paper.model_config(published)
     assert (model.width, model.layers, model.heads, model.chunk, model.max_frames) == (384, 12, 12, 10, 10)
     assert (model.latents, model.resampler_layers, model.resampler_heads, model.resampler_head_width) == (9, 3, 4, 128)
-    assert model.loss.arm == 100 and model.fwd_pred and model.activation == "relu"
+    assert model.loss.arm == 100 and model.fwd_pred and model.published.activation == "relu"
     assert model.vision.shift_static * 200 == pytest.approx(10) and model.vision.shift_gripper * 84 == pytest.approx(4)
     assert paper.evaluation(published)["chains"] == 1000 and paper.evaluation(published)["max_steps"] == 360
 
@@ -169,8 +169,8 @@ def test_windows_share_frames_unless_asked_otherwise(tmp_path):
 
 def test_keys_of_ar_vrms_own_configurations_are_understood():
     values = paper.read_json(PUBLISHED[0]) | {"frozen_visual": True, "frozen_text": True, "load_epoch": 57}
-    assert paper.model_config(paper.parse({**values, "novel": True})).vision.second is None
-    second = paper.model_config(paper.parse({**values, "novel": False})).vision.second
-    assert (second.encoder, second.modulated, second.patches, second.timed) == ("dinov2", True, True, False)
+    assert paper.model_config(paper.parse({**values, "novel": True})).published.second is None
+    second = paper.model_config(paper.parse({**values, "novel": False})).published.second
+    assert (second.encoder, second.modulated, second.patches, second.latents_have_time) == ("dinov2", True, True, False)
     with pytest.raises(UserError, match="frozen_visual"):
         paper.parse({**values, "frozen_visual": False})

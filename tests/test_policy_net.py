@@ -235,7 +235,7 @@ def test_random_shift_in_training_moves_landmarks_with_the_image():
     model.train()
     for seed in range(2):
         torch.manual_seed(seed)
-        seen = model._encode(batch, z_l)
+        seen = model.encode(batch, z_l)
         where = batch["landmark_pixels"] + seen["offset"][:, None, None]
         encoded.append(where)
     assert (encoded[0] - encoded[1]).abs().max() > 0.1
@@ -295,8 +295,8 @@ def test_a_random_shift_moves_points_but_not_where_they_stand_for():
             encoder.heat_fine.weight.mul_(200.0)
     z_l = still.vlm.language(batch["text"], batch["text_mask"])
     torch.manual_seed(3)
-    seen = shifted._encode(batch, z_l)
-    fixed = still._encode(batch, z_l)["static_points"]
+    seen = shifted.encode(batch, z_l)
+    fixed = still.encode(batch, z_l)["static_points"]
     off = (seen["static_points"] - fixed).abs().median()
     uncorrected = (seen["static_points"] + seen["offset"][:, None, None] - fixed).abs().median()
     assert seen["offset"].abs().max() > 0.1 and off < 0.5 * uncorrected

@@ -1,7 +1,5 @@
 """Language-modulated ViTs and a second ViT beside the first, with small random weights."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -13,10 +11,11 @@ from test_segments import VIT
 
 from arvrm.interface import Observation, PlanRequest, UserError
 from arvrm.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from arvrm.model.config import SecondVisionConfig, VisionConfig
-from arvrm.model.encoders import VitEncoder
+from arvrm.model.config import VisionConfig
 from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.policy_net import PolicyNet
+from arvrm.model.published.config import SecondVisionConfig
+from arvrm.model.vit import VitEncoder
 from arvrm.policy import CheckpointPolicy
 from arvrm.robots.calvin import CALVIN
 
@@ -39,9 +38,9 @@ def pictures(count=3):
 
 
 def built(**second):
-    vision = {**FIRST, "second": SecondVisionConfig(backbone=DINO, **{"input_size": 28, **second})}
+    second = SecondVisionConfig(backbone=DINO, **{"input_size": 28, **second})
     torch.manual_seed(0)
-    net = PolicyNet(small(vision=vision)).eval()
+    net = PolicyNet(small(vision=FIRST, published={"second": second})).eval()
     for module in net.modules():
         if type(module).__name__ == "FilmedLayer":
             torch.nn.init.normal_(module.scale.weight, std=0.3)
@@ -92,25 +91,25 @@ def test_a_frozen_vit_is_not_trained_and_its_modulation_is():
 @pytest.mark.parametrize("second, tokens", [({}, 1 + 2), ({"modulated": False, "patches": False}, 1)])
 def test_the_second_vit_adds_its_tokens_behind_the_first_ones(second, tokens):
     net, batch = built(**second), robot_batch()
-    first = PolicyNet(dataclasses.replace(net.config, vision=dataclasses.replace(net.config.vision, second=None)))
+    first = PolicyNet(small(vision=FIRST))
     first.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith("second.")})
     z_l = net.vlm.language(batch["text"], batch["text_mask"])
     for name in ("static_tokens", "gripper_tokens"):
-        both, alone = net._encode(batch, z_l)[name], first.eval()._encode(batch, z_l)[name]
+        both, alone = net.encode(batch, z_l)[name], first.eval().encode(batch, z_l)[name]
         assert both.shape[2] == alone.shape[2] + tokens == 3 + tokens
         assert torch.allclose(both[:, :, :3], alone, atol=1e-6)
     assert not torch.allclose(net.act(batch)[..., :6], first.act(batch)[..., :6], atol=1e-4)
     words = clone(batch)
     words["text"] += torch.randn(words["text"].shape)
     other = net.vlm.language(words["text"], words["text_mask"])
-    changed = (net._encode(words, other)["static_tokens"] - net._encode(batch, z_l)["static_tokens"])[:, :, 3:]
-    assert (changed.abs().max() > 1e-4) == net.config.vision.second.modulated
+    changed = (net.encode(words, other)["static_tokens"] - net.encode(batch, z_l)["static_tokens"])[:, :, 3:]
+    assert (changed.abs().max() > 1e-4) == net.config.published.second.modulated
 
 
 def test_untimed_latents_leave_the_other_tokens_as_they_are():
     batch, found = robot_batch(frames=3), {}
     for timed in (True, False):
-        net, inputs = built(timed=timed), []
+        net, inputs = built(latents_have_time=timed), []
         net.vlm.transformer.register_forward_pre_hook(lambda _, given, inputs=inputs: inputs.append(given[0]))
         net.act(batch)
         found[timed] = inputs[0].unflatten(1, (3, -1))
@@ -125,7 +124,7 @@ def test_a_policy_with_two_vits_is_saved_whole(tmp_path):
     net, batch = built(), robot_batch()
     save_checkpoint(tmp_path / "policy", net, METADATA)
     again = load_checkpoint(tmp_path / "policy", kind="policy")
-    assert again.config.vision.second.backbone["hidden_size"] == 24
+    assert again.config.published.second.backbone["hidden_size"] == 24
     assert torch.equal(again.model.act(batch), net.act(batch))
 
 
@@ -139,15 +138,15 @@ def test_kept_tokens_of_two_vits_give_the_plan_that_images_give():
 def test_features_of_the_first_vit_alone_are_refused():
     net, batch = built(), robot_batch()
     batch["static_features"] = torch.randn(2, 2, 17, 16)
-    with pytest.raises(UserError, match="vision.second needs images"):
+    with pytest.raises(UserError, match="published.second needs images"):
         net(batch)
 
 
 def test_modulation_is_refused_where_it_means_nothing():
     with pytest.raises(ValueError, match="vision.film"):
         small(vision={"modulated": True})
-    with pytest.raises(UserError, match="vision.second.path"):
-        PolicyNet(small(vision={**FIRST, "second": SecondVisionConfig()}))
+    with pytest.raises(UserError, match="published.second.path"):
+        PolicyNet(small(vision=FIRST, published={"second": SecondVisionConfig()}))
 
 
 def test_kept_tokens_count_for_their_own_instruction_only():

@@ -7,7 +7,9 @@ from small_stores import robot_episode, robot_store, write
 
 from arvrm.config import from_dict
 from arvrm.interface import UserError
-from arvrm.model.policy_net import PolicyNet, windows_of
+from arvrm.model.policy_net import PolicyNet
+from arvrm.model.segments import windows_of
+from arvrm.model.upgrade import OURS
 from arvrm.training import FinetuneConfig, RobotData, finetune
 from arvrm.windows import EpisodeTable, cut_segments
 
@@ -18,15 +20,15 @@ ENCODERS = {
     "mae": {"encoder": "mae", "backbone": VIT, "frozen": True, "static_size": 32, "gripper_size": 16},
 }
 DINO = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 28}
-ENCODERS["mae and modulated dinov2"] = {
-    **ENCODERS["mae"],
-    "second": {"backbone": {**DINO, "patch_size": 14}, "input_size": 28},
-}
+ENCODERS["mae and modulated dinov2"] = ENCODERS["mae"]
+SECOND = {"backbone": {**DINO, "patch_size": 14}, "input_size": 28}
 
 
 def config(root, encoder="mae", **data):
     pytest.importorskip("transformers")
-    shared = {"image_decoder": "shared", "image_decoder_heads": 2} if encoder != "conv" else {}
+    published = {**OURS, "image_decoder": "shared", "image_decoder_heads": 2}
+    published |= {"second": SECOND} if "dinov2" in encoder else {}
+    shared = {"published": published} if encoder != "conv" else {}
     model = {"width": 32, "layers": 1, "heads": 2, "joint_width": 8, "latents": 2, "chunk": 4, "resampler_heads": 2}
     model |= {"resampler_head_width": 8, "fwd_pred": True, "image_patch": 8, "image_decoder_layers": 2, **shared}
     model |= {"vision": {"film": encoder == "conv", **ENCODERS[encoder]}, "analogy": {"enabled": False}}
@@ -127,7 +129,7 @@ def test_each_frame_is_encoded_once_and_a_segment_shifts_as_one(root):
     encode = encoder.forward
     encoder.forward = lambda x, words: (images.append(x), encode(x, words))[1]
     z_l = model.vlm.language(batch["text"], batch["text_mask"])
-    seen = model._encode(batch, z_l, images=True)
+    seen = model.encode(batch, z_l, images=True)
     assert [len(x) for x in images] == [3 * 8, 3 * 8], "three segments of eight frames, two cameras"
     assert seen["static_tokens"].shape[:2] == (15, 4)
     offset = seen["offset"].view(3, 5, 2)

@@ -300,7 +300,7 @@ def test_pretrained_weights_are_trained_at_their_share_of_the_rate(root, tmp_pat
 
 
 def test_replay_foresees_as_far_as_stage_one_did(root):
-    config = finetuning(root, "unused", index=str(root / "index"), model={"foresee": 3})
+    config = finetuning(root, "unused", index=str(root / "index"), model={"horizon": 3})
     data = RobotData(config, PolicyNet(config.model))
     whole = data.batch_of(0)
     assert "future_keypoints" not in whole["clips"], "the map reads none"

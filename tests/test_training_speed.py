@@ -7,6 +7,7 @@ from test_segments import VIT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from arvrm.model.policy_net import PolicyNet
+from arvrm.model.published.config import PublishedConfig
 from arvrm.model.transformer import FullBlock, attend, attention_kernel, compile_blocks
 from arvrm.training import TrainConfig
 from arvrm.training.loop import Trainer
@@ -46,13 +47,8 @@ CASES = {
     "shifted, recoloured": {"vision": {"shift_static": 0.2, "colour_jitter": 0.3}},
     "flow": {"head": "flow"},
     "as published": {
-        "vision": {"encoder": "mae", "backbone": VIT, "film": False, "frozen": True, "clamp": False},
-        "state": "official",
-        "time_from": "first",
-        "query_time": False,
-        "positions": 256,
-        "image_decoder": "shared",
-        "head_activation": "none",
+        "vision": {"encoder": "mae", "backbone": VIT, "film": False, "frozen": True},
+        "published": PublishedConfig(activation="gelu", text_pooling="attention", positions=256),
     },
 }
 

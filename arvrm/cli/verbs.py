@@ -176,8 +176,8 @@ _TABLE = (
     Verb(
         "import-checkpoint",
         "turn a checkpoint of GR-1, GR-Chunk or AR-VRM into ours",
-        "arvrm.model.importers:ImportConfig",
-        "arvrm.model.importers:import_checkpoint",
+        "arvrm.model.published.importers:ImportConfig",
+        "arvrm.model.published.importers:import_checkpoint",
         positional=("file",),
     ),
     Verb(

@@ -66,9 +66,10 @@ def evaluate(
         parent = Parent(chosen.policy_factory, config, chosen.make_world, missing, log, len(chosen.jobs), board)
         if missing:
             parent.roll_out()
-        for number in range(1, processes.world() if board else 1):
-            parent.add(board.take(f"done {number}"))
-            log.absorb(_part(log_path, number))
+        if board:
+            for number in range(1, processes.world()):
+                parent.add(board.take(f"done {number}"))
+                log.absorb(_part(log_path, number))
         if parent.left_out:
             names = ", ".join(map(str, parent.left_out))
             raise UserError(

@@ -1,27 +1,19 @@
-"""What turns observations into features, under one name; each is in a module of its own."""
+"""What turns sentences and images into features without a network around it: all that an index needs of the model."""
 
 from arvrm.model.config import TextConfig, VisionConfig
-from arvrm.model.conv import ConvEncoder
-from arvrm.model.heatmaps import centres, splat_cross_entropy
 from arvrm.model.image_encoder import image_encoder
-from arvrm.model.joints import ComponentEncoder, JointEncoder
-from arvrm.model.pixels import fit_images, jitter_colours
-from arvrm.model.text import TextEncoder, TextPool
-from arvrm.model.vit import FilmedLayer, VitEncoder
+from arvrm.model.pixels import fit_images
+from arvrm.model.published.config import PublishedConfig
+from arvrm.model.text import TextEncoder
+from arvrm.model.upgrade import described_encoders, upgraded_encoders
 
 __all__ = [
-    "ComponentEncoder",
-    "ConvEncoder",
-    "FilmedLayer",
-    "JointEncoder",
+    "PublishedConfig",
     "TextConfig",
     "TextEncoder",
-    "TextPool",
     "VisionConfig",
-    "VitEncoder",
-    "centres",
+    "described_encoders",
     "fit_images",
     "image_encoder",
-    "jitter_colours",
-    "splat_cross_entropy",
+    "upgraded_encoders",
 ]

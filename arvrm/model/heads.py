@@ -21,14 +21,14 @@ def queries(config: ModelConfig) -> int:
 class RegressionHead(nn.Module):
     """Query outputs to actions: continuous numbers and binary ones' logits, by two layers and a linear readout each."""
 
-    def __init__(self, config: ModelConfig, actions: ActionLayout) -> None:
+    def __init__(self, config: ModelConfig, actions: ActionLayout, act: str = "gelu") -> None:
         super().__init__()
         width, half = config.width, config.width // 2
         self.queries = queries(config)
         self.each = config.chunk // self.queries
-        act = activation(config.head_activation)
+        between = activation(act)
         hidden = half if self.each == 1 else width
-        self.layers = nn.Sequential(nn.Linear(width, hidden), act, nn.Linear(hidden, hidden), act)
+        self.layers = nn.Sequential(nn.Linear(width, hidden), between, nn.Linear(hidden, hidden), between)
         self.arm = nn.Linear(hidden, actions.continuous * self.each)
         self.gripper = nn.Linear(hidden, actions.binary * self.each) if actions.binary else None
 
@@ -40,6 +40,10 @@ class RegressionHead(nn.Module):
             return arm.float(), arm.new_zeros(*arm.shape[:3], 0).float()
         return arm.float(), self.gripper(hidden).unflatten(-1, (self.each, -1)).flatten(2, 3).float()
 
+    def read(self, out: Tensor) -> tuple[Tensor | None, Tensor]:
+        """As `forward`; here for heads of which only a part is worth computing in training."""
+        return self(out)
+
 
 class FlowHead(nn.Module):
     """Flow matching for the n continuous numbers: a velocity field over the whole chunk carries noise to actions.
@@ -47,11 +51,11 @@ class FlowHead(nn.Module):
     Straight paths x_t = (1 - t) noise + t action (Lipman et al., 2023). Binary numbers stay logits.
     """
 
-    def __init__(self, config: ModelConfig, actions: ActionLayout) -> None:
+    def __init__(self, config: ModelConfig, actions: ActionLayout, act: str = "gelu") -> None:
         super().__init__()
         width, chunk = config.width, config.chunk
         self.steps, self.chunk = config.flow_steps, chunk
-        self.regression = RegressionHead(config, actions)
+        self.regression = RegressionHead(config, actions, act)
         self.condition = nn.Linear(width, width * (chunk // queries(config)))
         self.place = nn.Parameter(0.02 * torch.randn(chunk, width))
         self.lift = nn.Linear(actions.continuous, width)
@@ -100,3 +104,7 @@ class FlowHead(nn.Module):
             time = torch.full((len(x),), i / self.steps, device=x.device)
             x = x + self.field(x, time, conditions) / self.steps
         return x.unflatten(0, out.shape[:2]), self.regression(out)[1]
+
+    def read(self, out: Tensor) -> tuple[Tensor | None, Tensor]:
+        """As `forward`, but in training no continuous numbers: there the integration would be for show."""
+        return (None, self.regression(out)[1]) if self.training else self(out)

@@ -6,32 +6,34 @@ import torch
 from torch import Tensor, nn
 
 from arvrm.interface import UserError
-from arvrm.model.config import ModelConfig
 from arvrm.model.transformer import FullBlock
 
 
 class ImageHead(nn.Module):
-    """MAE-style decoder: image-query outputs and mask tokens to the pixels of a coming frame, normalised per patch."""
+    """MAE-style decoder: image-query outputs and mask tokens to the pixels of a coming frame, normalised per patch.
 
-    def __init__(self, config: ModelConfig, size: int) -> None:
+    Args:
+        width: d.
+        size, patch: pixels of the image's sides and of a patch's.
+        layers, heads, act: of its transformer.
+    """
+
+    def __init__(self, width: int, size: int, patch: int, layers: int, heads: int, act: str = "gelu") -> None:
         super().__init__()
-        if size % config.image_patch:
-            raise UserError(f"image_patch: {config.image_patch} does not divide the image of {size} pixels")
-        self.size, self.patch = size, config.image_patch
-        count, width = (size // config.image_patch) ** 2, config.width
+        if size % patch:
+            raise UserError(f"image_patch: {patch} does not divide the image of {size} pixels")
+        self.size, self.patch = size, patch
         self.embed = nn.Linear(width, width)
         self.mask = nn.Parameter(0.02 * torch.randn(width))
-        self.position = nn.Parameter(0.02 * torch.randn(count, width))
-        self.official = config.image_decoder == "shared"
-        heads, act = config.image_decoder_heads or config.heads, "exact gelu" if self.official else "gelu"
-        self.blocks = nn.ModuleList(FullBlock(width, heads, act) for _ in range(config.image_decoder_layers))
+        self.position = nn.Parameter(0.02 * torch.randn((size // patch) ** 2, width))
+        self.blocks = nn.ModuleList(FullBlock(width, heads, act) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.pixels = nn.Linear(width, 3 * config.image_patch**2)
+        self.pixels = nn.Linear(width, 3 * patch**2)
 
     def forward(self, out: Tensor) -> Tensor:
         """Return patches (N, P, 3 patch^2) for query outputs (N, M + 1, d)."""
-        given = self.embed(out)
-        x, masked = given, (self.mask + self.position).to(given.dtype)
+        x = self.embed(out)
+        masked = (self.mask + self.position).to(x.dtype)
         for i, block in enumerate(self.blocks):
             # Mask tokens enter alike for all images, and only they are read in the end.
             last = i == len(self.blocks) - 1
@@ -39,13 +41,11 @@ class ImageHead(nn.Module):
         return self.pixels(self.norm(x)).float()
 
     def target(self, images: Tensor) -> Tensor:
-        """Return (N, P, 3 patch^2) for images (N, size, size, 3): pixels with each patch's mean and scale taken out.
-
-        Images are uint8, or float where they are normalised as a ViT reads them (the shared decoder).
-        """
-        side, p = self.size // self.patch, self.patch
-        x = images.reshape(-1, side, p, side, p, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, side * side, 3 * p * p)
-        if self.official:
-            return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True).sqrt() + 1e-6)
-        x = x.float() / 255.0
+        """Return (N, P, 3 patch^2) for images (N, H, W, 3) uint8: each patch's mean and scale are taken out."""
+        x = self.patches(images).float() / 255.0
         return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt()
+
+    def patches(self, images: Tensor) -> Tensor:
+        """Return (N, P, 3 patch^2) for images (N, size, size, 3)."""
+        side, p = self.size // self.patch, self.patch
+        return images.reshape(-1, side, p, side, p, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, side * side, 3 * p * p)

@@ -23,7 +23,7 @@ class JointEncoder(nn.Module):
         self.missing = nn.Parameter(torch.zeros(width))
         self.lift = nn.Linear(9, width)
         self.hidden = mlp(width, 2 * width, width)
-        self.block = FullBlock(width, heads=2) if config.joint_attention else None
+        self.block = FullBlock(width, heads=2)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, keypoints: Tensor, visible: Tensor) -> Tensor:
@@ -38,11 +38,10 @@ class JointEncoder(nn.Module):
         x = self.lift(torch.cat([pose, 4.0 * relative, 8.0 * change], dim=-1))
         x = torch.where(visible[..., None], x, self.missing.to(x.dtype)) + self.joint
         x = x + self.hidden(x)
-        if self.block is not None:
-            shape = x.shape
-            # A frame without a visible joint lets all see all, lest the softmax divide by zero.
-            mask = visible | ~visible.any(-1, keepdim=True)
-            x = self.block(x.flatten(0, 1), mask.flatten(0, 1)).view(shape)
+        shape = x.shape
+        # A frame without a visible joint lets all see all, lest the softmax divide by zero.
+        mask = visible | ~visible.any(-1, keepdim=True)
+        x = self.block(x.flatten(0, 1), mask.flatten(0, 1)).view(shape)
         return self.norm(x)
 
 

@@ -1,9 +1,10 @@
-"""Stage 1: a vision-language model that foresees hand keypoints (docs/method.md)."""
+"""Stage 1: a vision-language model that predicts hand keypoints (docs/method.md)."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +13,17 @@ from torch import Tensor, nn
 from arvrm.interface import HumanBatch, UserError
 from arvrm.model.config import ModelConfig
 from arvrm.model.conv import ConvEncoder
-from arvrm.model.heatmaps import centres, splat_cross_entropy
-from arvrm.model.image_encoder import image_encoder
+from arvrm.model.heatmaps import centres
 from arvrm.model.joints import JointEncoder
+from arvrm.model.layout import Window, asked, hand_layout
+from arvrm.model.objectives import OF_HANDS, HandStep
+from arvrm.model.parts import parts_of
 from arvrm.model.pixels import fit_images, jitter_colours
-from arvrm.model.split_batch import divisor
-from arvrm.model.text import TextPool
-from arvrm.model.transformer import PerceiverResampler, Transformer, expect, expect_frames, mlp, sequence_mask
+from arvrm.model.transformer import PerceiverResampler, expect, expect_frames, mlp, sequence_mask
 from arvrm.model.vit import VitEncoder
 
-_SLOWING, _MOTIONS = 0.8, 3
-_NEAR = 1e-3
-"""An error (normalised) below which the distance is rounded off: a tenth of a pixel of 224."""
+_DECAY, _MOTIONS = 0.8, 3
+"""What is left of a hand's velocity after a frame, and the last motions that are read of it."""
 
 
 class ImageTokens(nn.Module):
@@ -43,8 +43,8 @@ class ImageTokens(nn.Module):
         return torch.cat([latents, cls], dim=1).unflatten(0, (batch, frames))
 
 
-class Seen(NamedTuple):
-    """What one camera shows.
+class CameraImages(NamedTuple):
+    """What one camera shows, encoded.
 
     Attributes:
         features: (B, T, 1 + P, D), the encoder's.
@@ -61,46 +61,39 @@ class Seen(NamedTuple):
 
 
 class KeypointVLM(nn.Module):
-    """Reads language, then per frame keypoints and image, and predicts the next frame's keypoints.
+    """Reads language, then per frame keypoints and image, and predicts the keypoints of the frames after it.
 
-    Holds everything that stage 2 shares. Tokens of a frame, in order: language, keypoints, M patch latents, CLS; after
-    the frames' context a query per frame, hidden from all other tokens, whose output is z^_k of the frame after.
+    Holds everything that stage 2 shares. Tokens of a frame are those of `layout.hand_layout`.
     """
+
+    kind = "keypoint_vlm"
+    robot = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        width, vision = config.width, config.vision
-        self.text = TextPool(config.text, width)
-        self.static_encoder = image_encoder(vision, vision.static_size, width)
-        features = self.static_encoder.width
-        self.resampler = PerceiverResampler(
-            features,
-            config.latents,
-            config.resampler_layers,
-            config.resampler_heads,
-            config.resampler_head_width,
-            config.resampler_position,
-        )
-        self.static_tokens = ImageTokens(features, width)
+        self.parts = parts_of(config)
+        self.layout = hand_layout(config.latents)
+        width = config.width
+        self.text = self.parts.text()
+        self.static_encoder = self.parts.image_encoder(config.vision.static_size)
+        self.resampler = self.parts.resampler(self.static_encoder.width)
+        self.static_tokens = ImageTokens(self.static_encoder.width, width)
         self.joints = JointEncoder(config)
         joints = config.keypoints * config.joint_width
         self.keypoint_token = mlp(joints, width, width)
         self.time = nn.Parameter(0.02 * torch.randn(config.max_frames, width))
         self.next_query = nn.Parameter(0.02 * torch.randn(width))
-        self.transformer = Transformer(width, config.layers, config.heads, config.activation, config.dropout)
-        self.keypoint_head = mlp(width, width, 3 * config.keypoints * config.foresee)
+        self.transformer = self.parts.transformer()
+        self.keypoint_head = mlp(width, width, 3 * config.keypoints * config.horizon)
         self.destination = mlp(4, width, width) if config.loss.destination > 0 else None
         # Starts at "the hand stays where it is" (or, without the residual, at the middle of the image).
         nn.init.zeros_(self.keypoint_head[-1].weight)
         nn.init.zeros_(self.keypoint_head[-1].bias)
-        if config.foresee > 1 and config.predict_residual and config.residual_from == "velocity":
-            # How many times its last motions, newest first, a hand goes on to move in 1, 2 .. n frames; it slows down.
-            slower = (1 - _SLOWING ** torch.arange(1, config.foresee + 1)) / (1 - _SLOWING)
-            self.carry = nn.Parameter(F.pad(slower[:, None], (0, _MOTIONS - 1)))
-
-    kind = "keypoint_vlm"
-    robot = None
+        if config.horizon > 1 and config.predict_residual and config.residual_from == "velocity":
+            # How many times its last motions, newest first, a hand goes on to move in 1, 2 .. n frames.
+            sums = (1 - _DECAY ** torch.arange(1, config.horizon + 1)) / (1 - _DECAY)
+            self.carry = nn.Parameter(F.pad(sums[:, None], (0, _MOTIONS - 1)))
 
     def image_encoder(self, role: str) -> ConvEncoder | VitEncoder:
         """Return the static camera's encoder: clips of hands have no other."""
@@ -125,113 +118,68 @@ class KeypointVLM(nn.Module):
         expect("text_mask", text_mask, *text.shape[:2])
         return self.text(text, text_mask)
 
-    def look(
+    def encode_camera(
         self,
-        batch: dict,
-        camera: str,
+        batch: Mapping[str, Any],
+        role: str,
         encoder: ConvEncoder | VitEncoder,
         size: int,
         shift: float,
         z_l: Tensor,
         encoded: int | None = None,
-    ) -> Seen:
-        """Encode `batch[camera]`, or take `batch[camera + "_features"]`.
+    ) -> CameraImages:
+        """Encode `batch[role]`, or take `batch[role + "_features"]`.
 
         Args:
             size, shift: of `fit_images`.
             z_l: (B, d), for encoders that words modulate.
             encoded: frames to encode, the first ones; None: all.
         """
-        cached = batch.get(f"{camera}_features")
+        vision, cached = self.config.vision, batch.get(f"{role}_features")
         if cached is not None:
-            if not self.config.vision.frozen or self.config.vision.modulated:
-                raise UserError(f"{camera}_features: cached features need vision.frozen; give images, or freeze it")
-            expect(f"{camera}_features", cached, "B", "T", 1 + encoder.patches, encoder.width)
-            return Seen(cached.to(z_l.dtype), None, torch.zeros(len(cached), 2, device=cached.device), None)
-        images = batch.get(camera)
-        expect(camera, images, len(z_l), "T", "H", "W", 3)
+            if not vision.frozen or vision.modulated:
+                raise UserError(f"{role}_features: cached features need vision.frozen; give images, or freeze it")
+            expect(f"{role}_features", cached, "B", "T", 1 + encoder.patches, encoder.width)
+            return CameraImages(cached.to(z_l.dtype), None, torch.zeros(len(cached), 2, device=cached.device), None)
+        images = batch.get(role)
+        expect(role, images, len(z_l), "T", "H", "W", 3)
         if images.dtype != torch.uint8:
-            raise UserError(f"{camera}: expected uint8 images, got {images.dtype}; leave scaling to the model")
+            raise UserError(f"{role}: expected uint8 images, got {images.dtype}; leave scaling to the model")
         shape = images.shape[:2]
         images, offset = fit_images(images, size, shift if self.training else 0.0)
         if self.training:
-            images = jitter_colours(images, shape[0], self.config.vision.colour_jitter)
+            images = jitter_colours(images, shape[0], vision.colour_jitter)
         pixels = images.unflatten(0, shape)
         count = shape[1] if encoded is None else encoded
-        by_words = self.config.vision.film or self.config.vision.modulated
-        words = z_l.repeat_interleave(count, 0) if by_words else None
+        words = z_l.repeat_interleave(count, 0) if vision.by_words else None
         # Words reach a frozen ViT through layers that are trained, so gradients must pass it.
-        trained = self.config.vision.modulated or not self.config.vision.frozen
+        trained = vision.modulated or not vision.frozen
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             features, heatmaps = encoder(pixels[:, :count].flatten(0, 1), words)
         shape = (shape[0], count)
         heatmaps = None if heatmaps is None else heatmaps.unflatten(0, shape)
-        return Seen(features.unflatten(0, shape), heatmaps, offset, pixels)
+        return CameraImages(features.unflatten(0, shape), heatmaps, offset, pixels)
 
-    def look_static(self, batch: dict, z_l: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """`look` through the static camera, with tokens (B, T, M + 1, d) in place of features."""
+    def encode_static(self, batch: Mapping[str, Any], z_l: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return the static camera's tokens (B, T, M + 1, d), its heatmaps or None, and the random shift (B, 2)."""
         vision = self.config.vision
-        seen = self.look(batch, "static", self.static_encoder, vision.static_size, vision.shift_static, z_l)
-        return self.static_tokens(seen.features, self.resampler), seen.heatmaps, seen.offset
+        images = self.encode_camera(batch, "static", self.static_encoder, vision.static_size, vision.shift_static, z_l)
+        return self.static_tokens(images.features, self.resampler), images.heatmaps, images.offset
 
-    def sequence(
-        self,
-        z_l: Tensor,
-        frames: list[Tensor],
-        queries: Tensor,
-        query_frames: Tensor,
-        token_mask: Tensor,
-        positions: tuple[Tensor, Tensor, int] | None = None,
-        untimed: tuple[int, int] = (0, 0),
-    ) -> Tensor:
-        """Run the transformer.
+    def transform(self, window: Window, time_of: nn.Module | None = None) -> Tensor:
+        """Run the transformer; return (B, Q, d), the queries' outputs.
 
         Args:
-            z_l: (B, d).
-            frames: tokens (B, T, n_i, d) that follow the language token in each frame, in order.
-            queries: (B or 1, Q, d), without time embedding.
-            query_frames: (Q,) int64, the frame each query belongs to.
-            token_mask: (B, T) or (B, T, 1 + sum n_i) bool.
-            positions: a position embedding (rows, d), each query's place in its frame (Q,), places in a frame.
-            untimed: places in a frame, from and to, of tokens that do not carry its time.
-
-        Returns:
-            (B, Q, d).
+            window: without time.
+            time_of: the network whose window it is; None: this one.
         """
-        batch, count = frames[0].shape[:2]
-        if count > self.config.max_frames:
-            raise UserError(f"frame_mask: windows have {count} frames, max_frames is {self.config.max_frames}")
-        words = z_l[:, None, None, :].expand(-1, count, -1, -1)
-        tokens = torch.cat([words, *(f.to(words.dtype) for f in frames)], dim=2)
-        rank = torch.arange(count, device=z_l.device)[None]
-        if self.config.time_from == "first":
-            real = token_mask if token_mask.dim() == 2 else token_mask[..., 0]
-            rank = (rank - (~real).long().cumprod(1).sum(1, keepdim=True)).clamp(min=0)
-            time = self.time[rank]
-        else:
-            time = self.time[None, :count]
-        if untimed[0] < untimed[1]:
-            place = torch.arange(tokens.shape[2], device=z_l.device)[:, None]
-            tokens = tokens + time[:, :, None] * ((place < untimed[0]) | (place >= untimed[1]))
-        else:
-            tokens = tokens + time[:, :, None]
-        if token_mask.dim() == 2:
-            token_mask = token_mask[..., None].expand(-1, -1, tokens.shape[2])
-        if self.config.language_tokens == "first":
-            token_mask = token_mask.clone()
-            token_mask[:, :, 0] = False
-            token_mask[:, 0, 0] = True
-        if self.config.query_time:
-            queries = queries + time[:, query_frames]
-        queries = queries.expand(batch, -1, -1).to(tokens.dtype)
-        mask = sequence_mask(token_mask, query_frames, self.config.attention)
-        added = None
-        if positions is not None:
-            table, places, stride = positions
-            inside = torch.arange(tokens.shape[2], device=z_l.device)
-            rows = [(rank[..., None] * stride + inside).flatten(1), rank[:, query_frames] * stride + places]
-            added = table[torch.cat(rows, dim=1)]
-        return self.transformer(tokens.flatten(1, 2), queries, mask, added)
+        frames = window.tokens.shape[1]
+        if frames > self.config.max_frames:
+            raise UserError(f"frame_mask: windows have {frames} frames, max_frames is {self.config.max_frames}")
+        window = self.parts.place_in_time(window, self.time, self if time_of is None else time_of)
+        queries = window.queries.expand(len(window.tokens), -1, -1).to(window.tokens.dtype)
+        mask = sequence_mask(window.token_mask, window.query_frames, self.config.attention)
+        return self.transformer(window.tokens.flatten(1, 2), queries, mask, window.added)
 
     def keypoint_features(self, keypoints: Tensor, visible: Tensor, frame_mask: Tensor) -> Tensor:
         """Return f_k (B, T, K, d_k)."""
@@ -250,7 +198,7 @@ class KeypointVLM(nn.Module):
         destination: Tensor | None = None,
         last: bool = False,
     ) -> Tensor:
-        """Predict, at each frame, the keypoints of the `foresee` frames after it.
+        """Predict, at each frame, the keypoints of the `horizon` frames after it.
 
         Args:
             z_l: (B, d).
@@ -262,28 +210,34 @@ class KeypointVLM(nn.Module):
         Returns:
             (B, T, n, K, 3), normalised as the input; with `last` (B, 1, n, K, 3).
         """
-        seen = visible & frame_mask[..., None]
+        observed = visible & frame_mask[..., None]
         f_k = self.keypoint_features(keypoints, visible, frame_mask)
         z_k = self.keypoint_token(f_k.flatten(2))[:, :, None]
-        first = frame_mask.shape[1] - 1 if last else 0
-        query_frames = torch.arange(first, frame_mask.shape[1], device=z_l.device)
-        queries = self.next_query.expand(1, len(query_frames), -1)
+        first, frames = frame_mask.shape[1] - 1 if last else 0, frame_mask.shape[1]
+        query = asked([("pose", self.next_query[None], range(first, frames))], z_l.device)
+        queries = query.tokens
         if destination is not None:
             # Places reach the query directly, as `loss.geometry`'s reach the policy's: tokens and attention lose them.
-            way = destination - last_seen(keypoints, seen)[..., 0, :2]
+            way = destination - last_seen(keypoints, observed)[..., 0, :2]
             queries = queries + self.destination(torch.cat([destination, way], dim=-1)[:, first:])
-        out = self.sequence(z_l, [z_k, static], queries, query_frames, frame_mask)
-        poses = self.keypoint_head(out).unflatten(-1, (self.config.foresee, self.config.keypoints, 3)).float()
+        words = z_l[:, None, None, :].expand(-1, frames, -1, -1)
+        tokens = self.layout.assemble({"language": words, "keypoints": z_k, "static": static})
+        mask = frame_mask[..., None].expand(-1, -1, self.layout.size)
+        out = self.transform(Window(tokens, mask, queries, query.frames, query.slices, self.layout))
+        poses = self.keypoint_head(out).unflatten(-1, (self.config.horizon, self.config.keypoints, 3)).float()
         if self.config.predict_residual:
-            poses = poses + last_seen(keypoints, seen)[:, first:, None]
+            poses = poses + last_seen(keypoints, observed)[:, first:, None]
             if self.config.residual_from == "velocity":
-                motion = last_motion(keypoints, seen)
-                if self.config.foresee > 1:
-                    for i in range(_MOTIONS):
-                        before = F.pad(motion, (0, 0, 0, 0, i, 0))[:, first : motion.shape[1], None]
-                        poses = poses + self.carry[:, i, None, None] * before
-                else:
-                    poses = poses + motion[:, first:, None]
+                poses = self._carried_on(poses, last_motion(keypoints, observed), first)
+        return poses
+
+    def _carried_on(self, poses: Tensor, motion: Tensor, first: int) -> Tensor:
+        """Return poses (B, F, n, K, 3) of the frames from `first` on, moved on as joints moved: motion (B, T, K, 3)."""
+        if self.config.horizon == 1:
+            return poses + motion[:, first:, None]
+        for i in range(_MOTIONS):
+            before = F.pad(motion, (0, 0, 0, 0, i, 0))[:, first : motion.shape[1], None]
+            poses = poses + self.carry[:, i, None, None] * before
         return poses
 
     def forward(self, batch: HumanBatch) -> dict[str, Tensor]:
@@ -291,8 +245,8 @@ class KeypointVLM(nn.Module):
 
         Returns:
             loss: mean squared error over the coordinates of visible keypoints (or their mean distance, see
-                `loss.keypoints`), of all frames that follow an unmasked one by 1 .. `foresee`, j frames ahead with a
-                weight of 1/j: those of the window, `next_keypoints` and, in their place where `foresee` is above 1,
+                `loss.keypoints`), of all frames that follow an unmasked one by 1 .. `horizon`, j frames ahead with a
+                weight of 1/j: those of the window, `next_keypoints` and, in their place where `horizon` is above 1,
                 `future_keypoints`. 0 where there is none.
             keypoints_predicted: (B, T, K, 3), at t the prediction of frame t from l, o_1, k_1 .. o_t-1, k_t-1; at 0,
                 where only words came before, zeros that count for nothing.
@@ -301,18 +255,31 @@ class KeypointVLM(nn.Module):
         frame_mask = batch["frame_mask"]
         expect_frames(batch, "static")
         z_l = self.language(batch["text"], batch["text_mask"])
-        static, heatmaps, offset = self.look_static(batch, z_l)
+        static, heatmaps, offset = self.encode_static(batch, z_l)
         # What moves the image moves the hand in it.
         move = F.pad(offset, (0, 1))
-        keypoints, visible = batch["keypoints"], batch["visible"]
-        expect("keypoints", keypoints, *frame_mask.shape, self.config.keypoints, 3)
-        keypoints = keypoints + move[:, None, None]
-        heatmaps = self._destination_heatmaps(heatmaps)
-        destination = None if heatmaps is None else centres(heatmaps)[..., 0, :]
-        predicted = self.next_poses(z_l, static, keypoints, visible, frame_mask, destination)
-        truth, known = [keypoints], [visible & frame_mask[..., None]]
-        future, following = batch.get("future_keypoints"), batch.get("next_keypoints")
-        if future is not None and self.config.foresee > 1:
+        expect("keypoints", batch["keypoints"], *frame_mask.shape, self.config.keypoints, 3)
+        keypoints = batch["keypoints"] + move[:, None, None]
+        heatmaps, destination = self._destination(heatmaps)
+        predicted = self.next_poses(z_l, static, keypoints, batch["visible"], frame_mask, destination)
+        truth, known = self._truth(batch, keypoints, move)
+        step = HandStep(self, batch, predicted, truth, known, heatmaps)
+        loss: Tensor | float = 0.0
+        for objective in OF_HANDS:
+            if objective.applies(self, batch):
+                loss = loss + objective.weight(self.config) * objective.value(step)
+        shown = F.pad(predicted[:, :-1, 0] - move[:, None, None], (0, 0, 0, 0, 1, 0))
+        return {
+            "loss": loss,
+            "keypoints_predicted": shown,
+            "next_keypoints_predicted": predicted[:, -1, 0] - move[:, None],
+        }
+
+    def _truth(self, batch: HumanBatch, keypoints: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the poses of the window and after it, (B, T + N, K, 3), moved like the images, and which are known."""
+        frame_mask, future, following = batch["frame_mask"], batch.get("future_keypoints"), batch.get("next_keypoints")
+        truth, known = [keypoints], [batch["visible"] & frame_mask[..., None]]
+        if future is not None and self.config.horizon > 1:
             expect("future_keypoints", future, len(frame_mask), "N", self.config.keypoints, 3)
             expect("future_visible", batch.get("future_visible"), *future.shape[:3])
             truth.append(future + move[:, None, None])
@@ -322,45 +289,19 @@ class KeypointVLM(nn.Module):
             expect("next_visible", batch["next_visible"], len(frame_mask), self.config.keypoints)
             truth.append((following + move[:, None])[:, None])
             known.append(batch["next_visible"][:, None])
-        truth, known = torch.cat(truth, dim=1), torch.cat(known, dim=1)
-        frames, total, counted = frame_mask.shape[1], 0.0, 0.0
-        for ahead in range(1, self.config.foresee + 1):
-            here = truth[:, ahead : ahead + frames]
-            counts = known[:, ahead : ahead + frames] & frame_mask[:, : here.shape[1], None]
-            error = predicted[:, : here.shape[1], ahead - 1] - here
-            error = torch.where(counts[..., None], error, torch.zeros_like(error)).square()
-            if self.config.loss.keypoints == "distance":
-                # The root of nothing has no gradient; so near, a squared error will do.
-                error = 3 * ((error.sum(-1) + _NEAR**2).sqrt() - _NEAR)
-            total = total + error.sum() / ahead
-            counted = counted + 3 * counts.sum() / ahead
-        loss = total / divisor(counted)
-        if heatmaps is not None:
-            later = truth[:, self.config.foresee : self.config.foresee + frames, 0, :2]
-            there = known[:, self.config.foresee : self.config.foresee + frames, 0] & frame_mask[:, : later.shape[1]]
-            there = there & (later.abs() <= 1.0).all(-1)
-            later = torch.where(there[..., None], later, torch.zeros_like(later))
-            missed = splat_cross_entropy(heatmaps[:, : later.shape[1], ..., 0], later)
-            missed = torch.where(there, missed, torch.zeros_like(missed)).sum() / divisor(there.sum())
-            loss = loss + self.config.loss.destination * missed
-        shown = F.pad(predicted[:, :-1, 0] - move[:, None, None], (0, 0, 0, 0, 1, 0))
-        return {
-            "loss": loss,
-            "keypoints_predicted": shown,
-            "next_keypoints_predicted": predicted[:, -1, 0] - move[:, None],
-        }
+        return torch.cat(truth, dim=1), torch.cat(known, dim=1)
 
-    def _destination_heatmaps(self, heatmaps: Tensor | None) -> Tensor | None:
-        """Return the last of the encoder's heatmaps, (B, T, h, w, 1), if `loss.destination` is used."""
+    def _destination(self, heatmaps: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return, with `loss.destination`, the encoder's last heatmap (B, T, h, w, 1) and its centre (B, T, 2)."""
         if self.destination is None:
-            return None
+            return None, None
         if heatmaps is None:
             raise UserError("loss.destination: cached features have no heatmaps; give images, or set it to 0")
-        return heatmaps[..., -1:]
+        return heatmaps[..., -1:], centres(heatmaps[..., -1:])[..., 0, :]
 
     @torch.no_grad()
     def predict_next(self, batch: HumanBatch, steps: int) -> Tensor:
-        """Foresee the hand `steps` frames beyond the window: `foresee` at once, then on from these.
+        """Predict the hand `steps` frames beyond the window: `horizon` at once, then on from these.
 
         The images of those frames are not known: the last one is shown again. Windows slide at `max_frames`.
 
@@ -371,12 +312,11 @@ class KeypointVLM(nn.Module):
             raise UserError(f"steps: got {steps}; give at least 1")
         keypoints, visible, frame_mask = batch["keypoints"], batch["visible"], batch["frame_mask"]
         z_l = self.language(batch["text"], batch["text_mask"])
-        static, heatmaps, offset = self.look_static(batch, z_l)
-        heatmaps = self._destination_heatmaps(heatmaps)
-        destination = None if heatmaps is None else centres(heatmaps)[..., 0, :]
+        static, heatmaps, offset = self.encode_static(batch, z_l)
+        _, destination = self._destination(heatmaps)
         move = F.pad(offset, (0, 1))[:, None, None]
         keypoints = keypoints + move
-        poses, keep, new = [], slice(-self.config.max_frames, None), self.config.foresee
+        poses, keep, new = [], slice(-self.config.max_frames, None), self.config.horizon
         for _ in range(-(-steps // new)):
             if poses:
                 # A joint that was never seen has no pose to go on from.
@@ -391,18 +331,18 @@ class KeypointVLM(nn.Module):
         return torch.cat(poses, dim=1)[:, :steps] - move
 
 
-def last_seen(keypoints: Tensor, seen: Tensor) -> Tensor:
+def last_seen(keypoints: Tensor, observed: Tensor) -> Tensor:
     """Return (B, T, K, 3): each joint where it was last seen up to that frame, zeros where never."""
-    index = torch.arange(seen.shape[1], device=seen.device)[:, None]
-    latest = index.expand_as(seen).masked_fill(~seen, -1).cummax(dim=1).values
+    index = torch.arange(observed.shape[1], device=observed.device)[:, None]
+    latest = index.expand_as(observed).masked_fill(~observed, -1).cummax(dim=1).values
     held = keypoints.gather(1, latest.clamp(min=0)[..., None].expand_as(keypoints))
     return torch.where((latest >= 0)[..., None], held, torch.zeros_like(held))
 
 
-def last_motion(keypoints: Tensor, seen: Tensor) -> Tensor:
+def last_motion(keypoints: Tensor, observed: Tensor) -> Tensor:
     """Return (B, T, K, 3): how each joint moved since the frame before, zeros where it was not seen in both."""
     motion = torch.zeros_like(keypoints)
-    both = (seen[:, 1:] & seen[:, :-1])[..., None]
+    both = (observed[:, 1:] & observed[:, :-1])[..., None]
     step = keypoints[:, 1:] - keypoints[:, :-1]
     motion[:, 1:] = torch.where(both, step, torch.zeros_like(step))
     return motion

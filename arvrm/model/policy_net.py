@@ -2,148 +2,80 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arvrm.interface import Robot, RobotBatch, UserError
-from arvrm.model.analogy import AnalogyMap
+from arvrm.model.analogy import analogy_map
 from arvrm.model.config import ModelConfig
 from arvrm.model.conv import ConvEncoder
 from arvrm.model.heads import FlowHead, RegressionHead, queries
-from arvrm.model.heatmaps import centres, splat_cross_entropy
-from arvrm.model.image_encoder import image_encoder, second_encoder
+from arvrm.model.heatmaps import centres
 from arvrm.model.image_head import ImageHead
 from arvrm.model.joints import ComponentEncoder
 from arvrm.model.keypoint_vlm import ImageTokens, KeypointVLM
 from arvrm.model.landmarks import LandmarkHead
+from arvrm.model.layout import Queries, Window, asked, policy_layout
+from arvrm.model.objectives import OF_POLICIES, PolicyStep, check_others
 from arvrm.model.pixels import fit_images
-from arvrm.model.split_batch import divisor
-from arvrm.model.transformer import PerceiverResampler, expect, expect_frames, mlp
+from arvrm.model.segments import check_segments, windows_of
+from arvrm.model.transformer import expect, expect_frames, mlp
 from arvrm.model.vit import VitEncoder
-from arvrm.robots.calvin import ARM, CALVIN, Calvin
-
-OPENED = 10
-"""Where `encode_state` has the last gripper command: 1 open, beside it 1 closed."""
-
-
-class OfficialState(nn.Module):
-    """GR-1's state token: pose and last gripper command, each through a linear layer, joined by a third."""
-
-    def __init__(self, width: int, robot: Robot) -> None:
-        super().__init__()
-        if not isinstance(robot, Calvin):
-            raise UserError(f"state: 'official' reads CALVIN's robot, not {robot.name}; set it to components")
-        self.arm = nn.Linear(ARM, width)
-        self.gripper = nn.Linear(2, width)
-        self.join = nn.Linear(2 * width, width)
-        known = robot.statistics
-        scale, centre = known.position_scale + known.euler_scale, known.position_centre + known.euler_reference
-        self.register_buffer("scale", torch.tensor(scale), persistent=False)
-        self.register_buffer("centre", torch.tensor(centre), persistent=False)
-
-    def forward(self, components: Tensor, state: Tensor) -> Tensor:
-        """Return (B, T, d) for `components` (B, T, S) and `state` (B, T, Ds) as `encode_*` give them."""
-        pose = components[..., :ARM] * self.scale + self.centre
-        angles = (pose[..., 3:] + math.pi) % (2.0 * math.pi) - math.pi
-        # (B, T, 2): closed, open, as the official code's one-hot has them.
-        gripper = state[..., OPENED : OPENED + 2].flip(-1)
-        arm = self.arm(torch.cat([pose[..., :3], angles], dim=-1))
-        return self.join(torch.cat([arm, self.gripper(gripper.to(arm.dtype))], dim=-1))
-
-
-class SecondSight(nn.Module):
-    """Tokens of `vision.second`, a frozen ViT beside the image encoder: its CLS token, then M latents of all it sees.
-
-    As in AR-VRM's published code, which reads the CLS token among the patches too.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.encoder = second_encoder(config.vision, config.width)
-        features = self.encoder.width
-        self.resampler = None
-        if config.vision.second.patches:
-            self.resampler = PerceiverResampler(
-                features,
-                config.latents,
-                config.resampler_layers,
-                config.resampler_heads,
-                config.resampler_head_width,
-                config.resampler_position,
-            )
-        cameras = ("static", "gripper")
-        self.cls = nn.ModuleDict({name: nn.Linear(features, config.width) for name in cameras})
-        if self.resampler is not None:
-            self.patch = nn.ModuleDict({name: nn.Linear(features, config.width) for name in cameras})
-
-    def forward(self, images: Tensor, camera: str, z_l: Tensor) -> Tensor:
-        """Return (B, T, 1 + M or 1, d) for images (B, T, H, W, 3) uint8 and z_l (B, d)."""
-        words = z_l.repeat_interleave(images.shape[1], 0)
-        # Gradients pass the frozen ViT on their way to what words do to it.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(self.encoder.filmed)):
-            features, _ = self.encoder(images.flatten(0, 1), words)
-        tokens = [self.cls[camera](features[:, :1])]
-        if self.resampler is not None:
-            tokens.append(self.patch[camera](self.resampler(features)))
-        return torch.cat(tokens, dim=1).unflatten(0, images.shape[:2])
+from arvrm.robots.calvin import CALVIN
 
 
 class PolicyNet(nn.Module):
-    """The robot's policy. `vlm` is stage 1's model, whose weights are loaded from its checkpoint.
+    """A robot's policy. `vlm` is stage 1's model, whose weights are loaded from its checkpoint.
 
-    Tokens of a frame, in order: language, state, then of each camera M patch latents and CLS (behind it those of
-    `vision.second`, its CLS first), with `analogy.at_rollout` one analogy token; then queries, hidden from all:
-    actions, next state, images.
-
-    Modules of a camera other than the static one are named by its role: `gripper_encoder`, `gripper_tokens`.
+    Tokens of a frame are those of `layout.policy_layout`. Modules of a camera other than the static one are named by
+    its role: `gripper_encoder`, `gripper_tokens`.
     """
 
     kind = "policy"
 
     def __init__(self, config: ModelConfig, robot: Robot = CALVIN) -> None:
         super().__init__()
+        _check(config, robot)
         self.config, self.robot = config, robot
         self.roles = tuple(camera.role for camera in robot.cameras)
-        _check_landmarks(config, robot)
         width, parts = config.width, len(robot.components)
         self.vlm = KeypointVLM(config)
+        self.parts = self.vlm.parts
         for role in self.roles[1:]:
             if config.vision.encoder == "conv":
-                encoder = image_encoder(config.vision, config.vision.gripper_size, width)
-                self.add_module(f"{role}_encoder", encoder)
+                self.add_module(f"{role}_encoder", self.parts.image_encoder(config.vision.gripper_size))
             self.add_module(f"{role}_tokens", ImageTokens(self.vlm.static_encoder.width, width))
-        if config.vision.second is not None:
-            self.second = SecondSight(config)
+        self.parts.add_encoders(self)
         self.components = ComponentEncoder(config, parts)
-        if config.state == "official":
-            self.state_token = OfficialState(width, robot)
-        else:
-            self.state_token = mlp(parts * config.joint_width + robot.state_size, width, width)
+        self.state_token = self.parts.state_token(robot)
         self.state_head = mlp(width, width, parts)
         nn.init.zeros_(self.state_head[-1].weight)
         nn.init.zeros_(self.state_head[-1].bias)
         self.action_queries = nn.Parameter(0.02 * torch.randn(queries(config), width))
-        self.head = (FlowHead if config.head == "flow" else RegressionHead)(config, robot.actions)
+        head = FlowHead if config.head == "flow" else RegressionHead
+        self.head = head(config, robot.actions, self.parts.head_activation)
         if config.loss.geometry > 0:
             self.geometry = LandmarkHead(config, robot)
-        self.analogy = AnalogyMap(config, parts) if config.analogy.enabled else None
+        self.analogy = analogy_map(config, parts)
         if config.analogy.at_rollout == "on":
             self.analogy_token = mlp(parts * config.joint_width, width, width)
-        if config.positions:
-            self.positions = nn.Parameter(0.02 * torch.randn(config.positions, width))
+        self.parts.add_embeddings(self)
         if config.fwd_pred:
             self.image_queries = nn.Parameter(0.02 * torch.randn(len(self.roles), config.latents + 1, width))
-            sizes: tuple[int, ...] = tuple(self.camera(role)[0] for role in self.roles)
-            if config.image_decoder == "shared":
-                sizes = (self.vlm.static_encoder.size,)
-            self.image_heads = nn.ModuleList(ImageHead(config, size) for size in sizes)
+            sizes = [self.camera(role)[0] for role in self.roles]
+            self.image_heads = nn.ModuleList(self.parts.image_heads(sizes, self.vlm.static_encoder))
         if config.freeze_keypoints:
             for module in (self.vlm.joints, self.vlm.keypoint_token, self.vlm.keypoint_head):
                 module.requires_grad_(False)
+        self.layout = policy_layout(
+            [self.parts.camera_group(role) for role in self.roles],
+            queries(config),
+            len(self.roles) * (config.latents + 1) if config.fwd_pred else 0,
+            config.analogy.at_rollout == "on",
+        )
 
     def camera(self, role: str) -> tuple[int, float]:
         """Return the pixels at which a conv encoder reads the camera of this role, and its largest random shift."""
@@ -174,13 +106,13 @@ class PolicyNet(nn.Module):
         """Return m (S, K), or (B, S, K) where it depends on language z_l (B, d); None: there is no map."""
         return None if self.analogy is None else self.analogy.map(z_l)
 
+    def image_head(self, number: int) -> ImageHead:
+        """Return what predicts the images of this camera, in the robot's order: its own, or one for all."""
+        return self.image_heads[number % len(self.image_heads)]
+
     def self_contained(self) -> ModelConfig:
-        """Return its configuration with the ViTs' own inside, so that loading needs no other directory."""
-        config = self.vlm.self_contained()
-        if config.vision.second is None:
-            return config
-        second = dataclasses.replace(config.vision.second, backbone=self.second.encoder.backbone())
-        return dataclasses.replace(config, vision=dataclasses.replace(config.vision, second=second))
+        """Return its configuration with the ViT's own inside, so that loading needs no other directory."""
+        return self.parts.self_contained(self.vlm.self_contained(), self)
 
     def encode_frames(self, batch: RobotBatch) -> dict[str, Tensor]:
         """Encode images only, so that a rollout can keep each frame's tokens for as long as the instruction holds.
@@ -188,86 +120,61 @@ class PolicyNet(nn.Module):
         Reads text and the cameras' images (or their features) of `batch`, any number of frames.
 
         Returns:
-            role + "_tokens": (B, T, M + 1, d), what `act` takes in place of images; with `loss.geometry` static_points
-            too, see `_encode`.
+            role + "_tokens": (B, T, n, d), what `act` takes in place of images; with `loss.geometry` static_points too,
+            see `encode`.
         """
         z_l = self.vlm.language(batch["text"], batch["text_mask"])
         kept = ("tokens", "points")
-        return {key: value for key, value in self._encode(batch, z_l).items() if key.endswith(kept)}
+        return {key: x for key, x in self.encode(batch, z_l).items() if x is not None and key.endswith(kept)}
 
-    def _encode(self, batch: RobotBatch, z_l: Tensor, images: bool = False) -> dict[str, Tensor | None]:
+    def encode(self, batch: RobotBatch, z_l: Tensor, images: bool = False) -> dict[str, Tensor | None]:
         """Encode each frame once, with one augmentation a window or, where there are segments, a segment.
 
         Returns:
-            role + "_tokens": (B, T, M + 1, d); heatmaps (B, T, h, w, points) or None, offset (B, 2): the static
-            camera's. With `loss.geometry` static_points (B, T, points, 2): the heatmaps' centres in [-1, 1], the random
-            shift taken out. With `images` role + "_later": (S, F, size, size, 3) uint8, the frames to predict,
-            augmented as those that were encoded; `windows_of` them are the windows'.
+            role + "_tokens": (B, T, n, d); heatmaps (B, T, h, w, points) or None, offset (B, 2): the static camera's.
+            With `loss.geometry` static_points (B, T, points, 2): the heatmaps' centres in [-1, 1], the random shift
+            taken out. With `images` role + "_later": (S, F, size, size, 3) uint8, the frames to predict, augmented as
+            those that were encoded; `windows_of` them are the windows'.
         """
         segments, count, each = batch.get("segments"), None, 1
-        source: dict = dict(batch) if segments is None else dict(segments)
+        source: dict[str, Any] = dict(batch) if segments is None else dict(segments)
         if segments is not None:
-            each, count = _check_segments(batch)
+            each, count = check_segments(batch)
             z_l = z_l[::each]
         elif images:
             count = batch["frame_mask"].shape[1]
-            for camera in self.roles:
-                ahead = source[f"next_{camera}"]
+            for role in self.roles:
                 # Features come without pixels of the same frames.
-                given = [] if f"{camera}_features" in source else [source[camera]]
-                source[camera] = torch.cat([*given, ahead], dim=1)
+                given = [] if f"{role}_features" in source else [source[role]]
+                source[role] = torch.cat([*given, source[f"next_{role}"]], dim=1)
         result: dict[str, Tensor | None] = {}
         frames = count if count is None else count - each + 1
-        for camera in self.roles:
-            size, shift = self.camera(camera)
-            seen = self.vlm.look(source, camera, self.image_encoder(camera), size, shift, z_l, count)
-            tokens = self.image_tokens(camera)(seen.features, self.vlm.resampler)
-            if self.config.vision.second is not None:
-                if seen.pixels is None:
-                    raise UserError(f"{camera}_features: vision.second needs images; set data.frozen_features to false")
-                tokens = torch.cat([tokens, self.second(seen.pixels[:, : tokens.shape[1]], camera, z_l)], dim=2)
-            result[f"{camera}_tokens"] = windows_of(tokens, frames)
+        for role in self.roles:
+            size, shift = self.camera(role)
+            shown = self.vlm.encode_camera(source, role, self.image_encoder(role), size, shift, z_l, count)
+            tokens = self.image_tokens(role)(shown.features, self.vlm.resampler)
+            tokens = self.parts.camera_tokens(self, role, tokens, shown.pixels, z_l)
+            result[f"{role}_tokens"] = windows_of(tokens, frames)
             if images:
-                pixels = seen.pixels
+                pixels = shown.pixels
                 if pixels is None:
-                    pixels = fit_images(source[camera], size)[0].unflatten(0, source[camera].shape[:2])
-                result[f"{camera}_later"] = pixels[:, -count:]
-            if camera == "static":
-                heatmaps = seen.heatmaps
+                    pixels = fit_images(source[role], size)[0].unflatten(0, source[role].shape[:2])
+                result[f"{role}_later"] = pixels[:, -count:]
+            if role == "static":
+                heatmaps = shown.heatmaps
                 result["heatmaps"] = None if heatmaps is None else windows_of(heatmaps, frames)
-                result["offset"] = seen.offset.repeat_interleave(each, 0)
+                result["offset"] = shown.offset.repeat_interleave(each, 0)
                 if self.config.loss.geometry > 0:
-                    points = centres(seen.heatmaps) - seen.offset[:, None, None]
+                    points = centres(shown.heatmaps) - shown.offset[:, None, None]
                     result["static_points"] = windows_of(points, frames)
         return result
 
-    def _queries(
-        self, batch: RobotBatch, only_actions: bool, images: bool
-    ) -> tuple[Tensor, Tensor, Tensor, dict[str, tuple[int, int]]]:
-        """Queries (1, Q, d), the frame of each, its place among its frame's, and per kind a slice: frames x tokens."""
-        frames = batch["frame_mask"].shape[1]
-        device = batch["frame_mask"].device
-        last = only_actions or self.config.query_frames == "last"
-        kinds = {"action": (self.action_queries, range(frames - 1 if last else 0, frames))}
-        if not only_actions and self.config.loss.state > 0 and batch.get("next_components") is not None:
-            kinds["state"] = (self.vlm.next_query[None], range(frames))
-        if images and self.config.fwd_pred:
-            kinds["image"] = (self.image_queries.flatten(0, 1), range(frames))
-        tokens, owners, places, slices, at = [], [], [], {}, 0
-        first = {"action": 0, "image": len(self.action_queries), "state": 0}
-        for name, (parameter, where) in kinds.items():
-            places.append(first[name] + torch.arange(len(parameter), device=device).repeat(len(where)))
-            size = len(where) * len(parameter)
-            tokens.append(parameter.repeat(len(where), 1))
-            # Made on the device: a list would be copied there, and the host would wait.
-            frame = torch.arange(where.start, where.stop, device=device)
-            owners.append(frame.repeat_interleave(len(parameter)))
-            slices[name] = (at, at + size)
-            at += size
-        return torch.cat(tokens)[None], torch.cat(owners), torch.cat(places), slices
+    def transfer(self, batch: RobotBatch, f_s: Tensor, z_l: Tensor, frames: slice) -> tuple[Tensor, Tensor]:
+        """Return f* (B, J, T, S, d_k) of the clips at `frames`, and (B, J, T) bool where a hand was visible.
 
-    def _transfer(self, batch: RobotBatch, f_s: Tensor, z_l: Tensor, frames: slice) -> tuple[Tensor, Tensor]:
-        """f*_s (B, J, T, S, d_k) of the clips at `frames`, and (B, J, T) bool where a hand was seen."""
+        Args:
+            f_s: (B, T, S, d_k), features of the robot's components; z_l: (B, d).
+        """
         clips = batch["clips"]
         batch_size, count = clips["keypoints"].shape[:2]
         expect("clips.keypoints", clips["keypoints"], len(f_s), "J", f_s.shape[1], self.config.keypoints, 3)
@@ -276,224 +183,37 @@ class PolicyNet(nn.Module):
         flat = {name: clips[name].flatten(0, 1) for name in ("keypoints", "visible", "frame_mask")}
         f_k = self.vlm.keypoint_features(flat["keypoints"], flat["visible"], flat["frame_mask"])
         f_k = f_k.unflatten(0, (batch_size, count))[:, :, frames]
-        seen = (clips["visible"] & clips["frame_mask"][..., None])[:, :, frames]
-        transferred = self.analogy.transfer(f_k, f_s[:, None, frames], seen, z_l[:, None, None])
-        return transferred, seen.any(-1)
-
-    def _forward_tokens(
-        self,
-        batch: RobotBatch,
-        z_l: Tensor,
-        seen: dict[str, Tensor | None],
-        only_actions: bool,
-        images: bool = False,
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Transformer outputs per kind of query, (B, frames, tokens, d), and f_s (B, T, S, d_k).
-
-        `seen` is what `encode_frames` gives. With `loss.geometry`, "geometry" (B, T, N, 3) is among the outputs.
-        """
-        frame_mask = batch["frame_mask"]
-        shape = tuple(frame_mask.shape)
-        expect("state", batch.get("state"), *shape, self.robot.state_size)
-        expect("components", batch.get("components"), *shape, len(self.robot.components))
-        f_s = self.components(batch["components"])
-        if self.config.state == "official":
-            z_s = self.state_token(batch["components"], batch["state"])
-        else:
-            z_s = self.state_token(torch.cat([f_s.flatten(2), batch["state"].to(f_s.dtype)], dim=-1))
-        geometry = None
-        if self.config.loss.geometry > 0:
-            expect("static_points", seen.get("static_points"), *shape, self.config.vision.points, 2)
-            geometry, whereabouts = self.geometry(seen["static_points"], batch["components"], batch["state"])
-            z_s = z_s + whereabouts
-        frames = [z_s[:, :, None], *(seen[f"{role}_tokens"] for role in self.roles)]
-        token_mask = frame_mask
-        if self.config.analogy.at_rollout == "on":
-            token, present = self._analogy_token(batch, f_s, z_l)
-            frames.append(token[:, :, None])
-            real = frame_mask[..., None].expand(-1, -1, 1 + sum(f.shape[2] for f in frames[:-1]))
-            token_mask = torch.cat([real, (present & frame_mask)[..., None]], dim=-1)
-        tokens, owners, places, slices = self._queries(batch, only_actions, images)
-        positions = None
-        if self.config.positions:
-            # Every query has its row, asked or not, so that a row means the same in training and in a rollout.
-            context = 1 + sum(f.shape[2] for f in frames)
-            stride = context + len(self.action_queries)
-            stride += self.image_queries.shape[:2].numel() if self.config.fwd_pred else 0
-            if shape[1] * stride > len(self.positions):
-                raise UserError(f"positions: {shape[1]} frames of {stride} tokens need more than {len(self.positions)}")
-            positions = (self.positions, context + places, stride)
-        second, untimed = self.config.vision.second, (0, 0)
-        if second is not None and not second.timed:
-            # After language, state, the first ViT's latents and CLS, and the second one's CLS.
-            untimed = (self.config.latents + 4, 2 * self.config.latents + 4)
-        out = self.vlm.sequence(z_l, frames, tokens, owners, token_mask, positions, untimed)
-        counts = {"action": len(self.action_queries), "state": 1, "image": len(self.roles) * (self.config.latents + 1)}
-        outputs = {name: out[:, a:b].unflatten(1, (-1, counts[name])) for name, (a, b) in slices.items()}
-        if geometry is not None:
-            outputs["geometry"] = geometry
-            # Once more, past the attention, which averages tokens and so blurs centimetres.
-            outputs["action"] = outputs["action"] + whereabouts[:, -outputs["action"].shape[1] :, None]
-        return outputs, f_s
-
-    def _analogy_token(self, batch: RobotBatch, f_s: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor]:
-        """The retrieved clips' f*, pooled over clips: (B, T, d), and (B, T) bool where there was any."""
-        if batch.get("clips") is None:
-            nothing = torch.zeros(*f_s.shape[:2], self.config.width, device=f_s.device, dtype=f_s.dtype)
-            return nothing, torch.zeros(f_s.shape[:2], device=f_s.device, dtype=torch.bool)
-        transferred, seen = self._transfer(batch, f_s, z_l, slice(None))
-        weight = seen[..., None, None].to(transferred.dtype)
-        pooled = (transferred * weight).sum(1) / weight.sum(1).clamp(min=1.0)
-        return self.analogy_token(pooled.flatten(2)), seen.any(1)
+        visible = (clips["visible"] & clips["frame_mask"][..., None])[:, :, frames]
+        transferred = self.analogy.transfer(f_k, f_s[:, None, frames], visible, z_l[:, None, None])
+        return transferred, visible.any(-1)
 
     def forward(self, batch: RobotBatch) -> dict[str, Tensor]:
-        """Compute the losses that `config.loss` gives a weight and the batch has the targets for.
+        """Compute the objectives (`objectives.OF_POLICIES`) that have a weight and find their targets in the batch.
 
         Returns:
-            loss: the weighted sum. Before weighting: loss_arm, loss_gripper, and where computed loss_state,
-            loss_analogy (summed over clips, averaged over windows), loss_replay, loss_localisation, loss_geometry,
-            loss_image.
+            loss: the weighted sum. Before weighting: "loss_" and the name of each (loss_analogy is summed over clips,
+            averaged over windows).
             actions: (B, T or 1, C, A), predicted (continuous numbers unclamped, binary ones +-1); absent with the flow
             head in training, where the integration would be for show.
             next_components: (B, T, S), predicted, with loss_state.
         """
-        config, weights = self.config, self.config.loss
         expect_frames(batch, *self.roles)
+        objectives = [objective for objective in OF_POLICIES if objective.applies(self, batch)]
+        kinds = [objective.asks for objective in objectives if objective.asks]
         z_l = self.vlm.language(batch["text"], batch["text_mask"])
-        images = config.fwd_pred and weights.image > 0 and batch.get("next_image_mask") is not None
-        seen = self._encode(batch, z_l, images)
-        outputs, f_s = self._forward_tokens(batch, z_l, seen, False, images)
-        frame_mask = batch["frame_mask"]
-        result = self._action_losses(batch, outputs["action"])
-        loss = weights.arm * result["loss_arm"]
-        if "loss_gripper" in result:
-            loss = loss + weights.gripper * result["loss_gripper"]
-        if "geometry" in outputs and batch.get("landmark_offsets") is not None:
-            result["loss_geometry"] = self._geometry_loss(batch, outputs["geometry"])
-            loss = loss + weights.geometry * result["loss_geometry"]
-        if "state" in outputs:
-            expect("next_components", batch["next_components"], *frame_mask.shape, len(self.robot.components))
-            expect("next_mask", batch.get("next_mask"), *frame_mask.shape)
-            predicted = self.state_head(outputs["state"][:, :, 0]).float()
-            if config.predict_residual:
-                predicted = predicted + batch["components"]
-            error = (predicted - batch["next_components"]).square().mean(-1)
-            result["next_components"] = predicted
-            result["loss_state"] = _mean(error, batch["next_mask"] & frame_mask)
-            loss = loss + weights.state * result["loss_state"]
-        clips = batch.get("clips")
-        if clips is not None and self.analogy is not None and weights.analogy > 0:
-            result["loss_analogy"] = self._analogy_loss(batch, f_s, z_l)
-            loss = loss + weights.analogy * result["loss_analogy"]
-        if clips is not None and weights.replay > 0:
-            replay = batch.get("replay") or {key: x.flatten(0, 1) for key, x in clips.items() if x is not None}
-            result["loss_replay"] = self.vlm(replay)["loss"]
-            loss = loss + weights.replay * result["loss_replay"]
-        if weights.localisation > 0 and batch.get("landmark_pixels") is not None:
-            result["loss_localisation"] = self._localisation_loss(batch, seen["heatmaps"], seen["offset"])
-            loss = loss + weights.localisation * result["loss_localisation"]
-        if "image" in outputs:
-            result["loss_image"] = self._image_loss(batch, outputs["image"], seen)
-            loss = loss + weights.image * result["loss_image"]
-        return {"loss": loss, **result}
-
-    def _action_losses(self, batch: RobotBatch, out: Tensor) -> dict[str, Tensor]:
-        frames, chunk = batch["frame_mask"].shape[1], self.config.chunk
-        layout = self.robot.actions
-        expect("actions", batch.get("actions"), len(out), frames, chunk, layout.size)
-        expect("action_mask", batch.get("action_mask"), len(out), frames, chunk)
-        shown = out.shape[1]
-        target = batch["actions"][:, frames - shown :]
-        mask = (batch["action_mask"] & batch["frame_mask"][..., None])[:, frames - shown :]
+        encoded = self.encode(batch, z_l, "image" in kinds)
+        outputs, f_s = self.transform(batch, z_l, encoded, kinds)
+        step = PolicyStep(self, batch, z_l, f_s, encoded, outputs)
+        loss: Tensor | float = 0.0
         result: dict[str, Tensor] = {}
-        if self.config.head == "flow":
-            error = self.head.error(out, target[..., : layout.continuous])
-            if self.training:
-                arm, logits = None, self.head.regression(out)[1]
-            else:
-                arm, logits = self.head(out)
-        else:
-            arm, logits = self.head(out)
-            error = F.smooth_l1_loss(
-                arm, target[..., : layout.continuous], reduction="none", beta=self.config.loss.arm_beta
-            )
-        result["loss_arm"] = _mean(error.mean(-1), mask)
-        if layout.binary:
-            on = (target[..., layout.continuous :] > 0).to(logits.dtype)
-            error = F.binary_cross_entropy_with_logits(logits, on, reduction="none")
-            result["loss_gripper"] = _mean(error.mean(-1), mask)
-        if arm is not None:
-            result["actions"] = _actions(arm, logits)
-        return result
-
-    def _geometry_loss(self, batch: RobotBatch, geometry: Tensor) -> Tensor:
-        expect("landmark_offsets", batch["landmark_offsets"], *geometry.shape)
-        expect("landmark_mask", batch.get("landmark_mask"), *geometry.shape[:3])
-        mask = batch["landmark_mask"] & batch["frame_mask"][..., None]
-        known = batch["landmark_offsets"].masked_fill(~mask[..., None], 0.0)
-        return _mean((geometry - known).square().mean(-1), mask)
-
-    def _analogy_loss(self, batch: RobotBatch, f_s: Tensor, z_l: Tensor) -> Tensor:
-        last = f_s.shape[1] - 1
-        mask = batch["frame_mask"][:, last]
-        target = batch["components"][:, last]
-        if self.config.analogy.target == "next":
-            if batch.get("next_components") is None:
-                return f_s.new_zeros(())
-            target, mask = batch["next_components"][:, last], mask & batch["next_mask"][:, last]
-        transferred, seen = self._transfer(batch, f_s, z_l, slice(last, last + 1))
-        error = (self.analogy.read(transferred[:, :, 0]).float() - target[:, None]).square().mean(-1)
-        counts = seen[:, :, 0] & mask[:, None]
-        return torch.where(counts, error, torch.zeros_like(error)).sum() / len(error)
-
-    def _localisation_loss(self, batch: RobotBatch, heatmaps: Tensor | None, offset: Tensor) -> Tensor:
-        if heatmaps is None:
-            raise UserError("loss.localisation: only the conv encoder has heatmaps; set it to 0 or use that encoder")
-        shape = (*heatmaps.shape[:2], self.config.vision.landmarks)
-        expect("landmark_pixels", batch["landmark_pixels"], *shape, 2)
-        expect("landmark_mask", batch.get("landmark_mask"), *shape)
-        known = batch["landmark_mask"][..., None]
-        where = batch["landmark_pixels"].masked_fill(~known, 0.0) + offset[:, None, None]
-        inside = (where.abs() <= 1.0).all(-1)
-        mask = batch["landmark_mask"] & batch["frame_mask"][..., None] & inside
-        return _mean(splat_cross_entropy(heatmaps[..., : shape[2]].movedim(-1, 2), where), mask)
-
-    def _image_loss(self, batch: RobotBatch, out: Tensor, seen: dict[str, Tensor | None]) -> Tensor:
-        mask = batch["next_image_mask"] & batch["frame_mask"]
-        total = out.new_zeros((), dtype=torch.float32)
-        for i, camera in enumerate(f"{role}_later" for role in self.roles):
-            head = self.image_heads[min(i, len(self.image_heads) - 1)]
-            images = seen[camera].flatten(0, 1)
-            if head.official:
-                images = self.vlm.static_encoder.pixels(images).permute(0, 2, 3, 1)
-            # A frame is predicted by every window that contains the one before it: its target is made once.
-            target = windows_of(head.target(images).unflatten(0, tuple(seen[camera].shape[:2])), out.shape[1])
-            predicted = head(out.unflatten(2, (len(self.roles), -1))[:, :, i].flatten(0, 1)).unflatten(
-                0, tuple(out.shape[:2])
-            )
-            total = total + _mean(F.mse_loss(predicted, target, reduction="none").mean((-1, -2)), mask)
-        return total
-
-    @torch.no_grad()
-    def predict(self, batch: RobotBatch, images: bool = False) -> dict[str, Tensor]:
-        """Return what the heads say at every frame, before any clamping: what the official code's forward returns.
-
-        Returns:
-            arm (B, T, C, 6), gripper (B, T, C), logits; with `images` and the image heads: static, gripper_image
-            (B, T, P, 3 patch^2), patches of the coming frames.
-        """
-        z_l = self.vlm.language(batch["text"], batch["text_mask"])
-        tokens = batch if "static_tokens" in batch else self._encode(batch, z_l)
-        some = {key: value for key, value in batch.items() if key != "next_components"}
-        outputs, _ = self._forward_tokens(some, z_l, tokens, False, images and self.config.fwd_pred)
-        arm, logits = self.head(outputs["action"])
-        result = {"arm": arm, "gripper": logits[..., 0]}
-        if "image" in outputs:
-            for i, name in enumerate(("static", "gripper_image")):
-                head = self.image_heads[min(i, len(self.image_heads) - 1)]
-                asked = outputs["image"].unflatten(2, (len(self.roles), -1))[:, :, i]
-                result[name] = head(asked.flatten(0, 1)).unflatten(0, tuple(asked.shape[:2]))
-        return result
+        for objective in objectives:
+            value = objective.value(step)
+            loss = loss + objective.weight(self.config) * value
+            result[f"loss_{objective.name}"] = value
+        continuous, logits = step.readout
+        if continuous is not None:
+            result["actions"] = _actions(continuous, logits)
+        return {"loss": loss, **result, **step.shown}
 
     @torch.no_grad()
     def act(self, batch: RobotBatch) -> Tensor:
@@ -509,51 +229,83 @@ class PolicyNet(nn.Module):
         """
         expect_frames(batch, *self.roles)
         z_l = self.vlm.language(batch["text"], batch["text_mask"])
-        tokens = batch if "static_tokens" in batch else self._encode(batch, z_l)
-        outputs, _ = self._forward_tokens(batch, z_l, tokens, True)
-        arm, logits = self.head(outputs["action"])
-        return _actions(arm.clamp(-1.0, 1.0), logits)[:, -1]
+        encoded = batch if "static_tokens" in batch else self.encode(batch, z_l)
+        outputs, _ = self.transform(batch, z_l, encoded, (), last=True)
+        continuous, logits = self.head(outputs["action"])
+        return _actions(continuous.clamp(-1.0, 1.0), logits)[:, -1]
+
+    def transform(
+        self,
+        batch: RobotBatch,
+        z_l: Tensor,
+        encoded: Mapping[str, Any],
+        kinds: Sequence[str],
+        last: bool = False,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the transformer's outputs per kind of query, (B, frames, queries, d), and f_s (B, T, S, d_k).
+
+        With `loss.geometry`, "geometry" (B, T, N, 3) is among the outputs.
+
+        Args:
+            encoded: what `encode_frames` gives.
+            kinds: of queries to ask besides those of actions.
+            last: ask for actions at the last frame only.
+        """
+        frame_mask = batch["frame_mask"]
+        shape = tuple(frame_mask.shape)
+        expect("state", batch.get("state"), *shape, self.robot.state_size)
+        expect("components", batch.get("components"), *shape, len(self.robot.components))
+        f_s = self.components(batch["components"])
+        z_s = self.state_token(f_s, batch["components"], batch["state"])
+        geometry = whereabouts = None
+        if self.config.loss.geometry > 0:
+            expect("static_points", encoded.get("static_points"), *shape, self.config.vision.points, 2)
+            geometry, whereabouts = self.geometry(encoded["static_points"], batch["components"], batch["state"])
+            z_s = z_s + whereabouts
+        tokens = {"state": z_s[:, :, None], **{role: encoded[f"{role}_tokens"] for role in self.roles}}
+        mask = frame_mask[..., None].expand(-1, -1, self.layout.size)
+        if self.config.analogy.at_rollout == "on":
+            token, present = self._analogy_token(batch, f_s, z_l)
+            tokens["analogy"] = token[:, :, None]
+            mask = torch.cat([mask[..., :-1], (present & frame_mask)[..., None]], dim=-1)
+        tokens["language"] = z_l[:, None, None, :].expand(-1, shape[1], -1, -1)
+        query = self._queries(shape[1], kinds, last or self.config.query_frames == "last")
+        window = Window(self.layout.assemble(tokens), mask, query.tokens, query.frames, query.slices, self.layout)
+        out = self.vlm.transform(window, self)
+        outputs = {
+            name: out[:, start:end].unflatten(1, (-1, self.layout.count(name)))
+            for name, (start, end) in query.slices.items()
+        }
+        if geometry is not None:
+            outputs["geometry"] = geometry
+            # Once more, past the attention, which averages tokens and so blurs centimetres.
+            outputs["action"] = outputs["action"] + whereabouts[:, -outputs["action"].shape[1] :, None]
+        return outputs, f_s
+
+    def _queries(self, frames: int, kinds: Sequence[str], last: bool) -> Queries:
+        chosen = [("action", self.action_queries, range(frames - 1 if last else 0, frames))]
+        for kind in kinds:
+            parameter = self.vlm.next_query[None] if kind == "state" else self.image_queries.flatten(0, 1)
+            chosen.append((kind, parameter, range(frames)))
+        return asked(chosen, self.action_queries.device)
+
+    def _analogy_token(self, batch: RobotBatch, f_s: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the retrieved clips' f*, pooled over clips, (B, T, d), and where there was any (B, T) bool."""
+        if batch.get("clips") is None:
+            nothing = torch.zeros(*f_s.shape[:2], self.config.width, device=f_s.device, dtype=f_s.dtype)
+            return nothing, torch.zeros(f_s.shape[:2], device=f_s.device, dtype=torch.bool)
+        transferred, present = self.transfer(batch, f_s, z_l, slice(None))
+        weight = present[..., None, None].to(transferred.dtype)
+        pooled = (transferred * weight).sum(1) / weight.sum(1).clamp(min=1.0)
+        return self.analogy_token(pooled.flatten(2)), present.any(1)
 
 
-def _check_landmarks(config: ModelConfig, robot: Robot) -> None:
+def _check(config: ModelConfig, robot: Robot) -> None:
+    check_others(config.loss)
     for name, array in (("geometry", "landmarks"), ("localisation", "landmark_pixels")):
         if getattr(config.loss, name) > 0 and array not in robot.arrays:
             raise UserError(f"loss.{name}: episodes of {robot.name} have no {array}; set it to 0")
 
 
-def windows_of(values: Tensor, frames: int | None) -> Tensor:
-    """Return all runs of `frames` consecutive frames: (S * (F - frames + 1), frames, ...) of `values` (S, F, ...).
-
-    They are views where memory allows it: frames that runs share are not copied. None: `values` are windows already.
-    """
-    if frames is None or values.shape[1] == frames:
-        return values
-    return values.unfold(1, frames, 1).movedim(-1, 2).flatten(0, 1)
-
-
-def _check_segments(batch: RobotBatch) -> tuple[int, int]:
-    """Return windows a segment and frames to encode of each.
-
-    Raises:
-        UserError: the segments' shapes do not fit the windows.
-    """
-    segments, frame_mask = batch["segments"], batch["frame_mask"]
-    some = segments.get("static_features", segments.get("static"))
-    windows, frames = frame_mask.shape
-    each, rest = divmod(windows, len(some))
-    count = each + frames - 1
-    if rest or some.shape[1] < count:
-        raise UserError(
-            f"segments: {len(some)} of {some.shape[1]} frames cannot hold {windows} windows of {frames}; give "
-            f"{count} frames for each"
-        )
-    return each, count
-
-
-def _actions(arm: Tensor, logits: Tensor) -> Tensor:
-    return torch.cat([arm.detach(), 2.0 * (logits > 0).float() - 1.0], dim=-1)
-
-
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` where `mask`, over all shares of the batch; what is masked may even be infinite."""
-    return torch.where(mask, values, torch.zeros_like(values)).sum() / divisor(mask.sum())
+def _actions(continuous: Tensor, logits: Tensor) -> Tensor:
+    return torch.cat([continuous.detach(), 2.0 * (logits > 0).float() - 1.0], dim=-1)

@@ -115,10 +115,6 @@ class TextPool(nn.Module):
 
     def __init__(self, config: TextConfig, width: int) -> None:
         super().__init__()
-        self.pooling = config.pooling
-        if config.pooling != "attention":
-            self.project = nn.Linear(config.width, width)
-            return
         self.norm = nn.LayerNorm(config.width)
         self.project = nn.Linear(config.width, width)
         self.position = nn.Parameter(0.02 * torch.randn(max(config.max_tokens, 77), width))
@@ -128,12 +124,6 @@ class TextPool(nn.Module):
 
     def forward(self, text: Tensor, mask: Tensor) -> Tensor:
         """Return (B, d) for text (B, L, E) and mask (B, L); four heads each choose their own words."""
-        if self.pooling != "attention":
-            weight = mask.to(text.dtype)[..., None]
-            mean = (text * weight).sum(1) / weight.sum(1).clamp(min=1.0)
-            if self.pooling == "unit":
-                mean = mean / (mean.norm(dim=-1, keepdim=True) + 1e-6)
-            return self.project(mean)
         x = self.project(self.norm(text)) + self.position[: text.shape[1]]
         x = x + self.hidden(x)
         scores = self.scores(x).float().masked_fill(~mask[..., None], -1e4).softmax(1)

@@ -3,11 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
+from arvrm.config import from_dict
 from arvrm.interface import UserError
+from arvrm.model.config import TextConfig, VisionConfig
+from arvrm.model.published.config import PublishedConfig
 
 CHECKPOINT_FORMAT = 2
+_PUBLISHED = {
+    ("", "activation"): "activation",
+    ("text", "pooling"): "text_pooling",
+    ("vision", "second"): "second",
+    ("vision", "clamp"): "clamp",
+    ("", "resampler_position"): "resampler_position",
+    ("", "state"): "state",
+    ("", "time_from"): "time_from",
+    ("", "query_time"): "query_time",
+    ("", "positions"): "positions",
+    ("", "language_tokens"): "language_tokens",
+    ("", "head_activation"): "head_activation",
+    ("", "image_decoder"): "image_decoder",
+    ("", "image_decoder_heads"): "image_decoder_heads",
+}
+"""Where a setting of `PublishedConfig` stood among the others: section and name."""
+OURS: dict[str, Any] = {
+    "activation": "gelu",
+    "text_pooling": "attention",
+    "second": None,
+    "clamp": True,
+    "resampler_position": False,
+    "state": "components",
+    "time_from": "window",
+    "query_time": True,
+    "positions": 0,
+    "language_tokens": "every",
+    "head_activation": "gelu",
+    "image_decoder": "each",
+    "image_decoder_heads": None,
+}
+"""The settings of `PublishedConfig` by which a network is ours."""
 
 
 def without(values: Mapping[str, Any], constants: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -43,13 +79,71 @@ def upgraded_checkpoint(described: dict[str, Any], place: str) -> dict[str, Any]
     return {**described, "format": CHECKPOINT_FORMAT, "robot": robot, "metadata": metadata}
 
 
-def upgraded_model(values: dict[str, Any], place: str) -> dict[str, Any]:
+def upgraded_model(values: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Return settings of `ModelConfig` as this version writes them; those of today stay as they are.
+
+    What only a published architecture needs had no section of its own once. Where all of it was as in ours, none is
+    needed now.
 
     Raises:
         UserError: a setting that no longer exists has another value than the one that is left.
     """
+    values = without(values, {"joint_attention": True}, place)
+    if "foresee" in values:
+        values["horizon"] = values.pop("foresee")
+    for section in ("text", "vision", "loss"):
+        if isinstance(values.get(section), Mapping):
+            values[section] = dict(values[section])
+    if "loss" in values:
+        values["loss"] = without(values["loss"], {"arm_beta": 1.0}, f"{place}.loss")
+    found = {}
+    for (section, old), name in _PUBLISHED.items():
+        inside = values.get(section) if section else values
+        if isinstance(inside, dict) and old in inside:
+            found[name] = inside.pop(old)
+    if any(value != OURS[name] for name, value in found.items()):
+        published = {**OURS, **found}
+        if published["second"] is not None:
+            second = dict(published["second"])
+            if "timed" in second:
+                second["latents_have_time"] = second.pop("timed")
+            published["second"] = second
+        values["published"] = published
     return values
+
+
+def upgraded_encoders(
+    description: Mapping[str, Any], place: str
+) -> tuple[TextConfig, VisionConfig, PublishedConfig | None]:
+    """Return the encoders that an index's `description` is about; it is what `described_encoders` gives, or once gave.
+
+    Raises:
+        UserError: a setting is unknown, or has a value that this version does not have.
+    """
+    values = upgraded_model({"text": description["text"], "vision": description["vision"]}, place)
+    published = values.get("published")
+    return (
+        from_dict(TextConfig, values["text"], f"{place}.text"),
+        from_dict(VisionConfig, values["vision"], f"{place}.vision"),
+        None if published is None else from_dict(PublishedConfig, published, f"{place}.published"),
+    )
+
+
+def described_encoders(text: TextConfig, vision: VisionConfig, published: PublishedConfig | None) -> dict[str, Any]:
+    """Return the settings of the frozen encoders in the form of all versions, so that their hash stays what it was."""
+    own = OURS if published is None else asdict(published)
+    described = {
+        "text": {**asdict(text), "pooling": own["text_pooling"]},
+        "vision": {**asdict(vision), "clamp": own["clamp"]},
+    }
+    if own["second"] is not None:
+        second = dict(own["second"])
+        second["timed"] = second.pop("latents_have_time")
+        described["vision"]["second"] = second
+    # What is off is left out, so that indexes made before it existed keep their hash.
+    if not vision.modulated:
+        del described["vision"]["modulated"]
+    return described
 
 
 def _metadata(values: dict[str, Any], place: str) -> dict[str, Any]:

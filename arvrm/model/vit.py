@@ -69,10 +69,8 @@ class VitEncoder(nn.Module):
         if self.size % settings.patch_size:
             raise UserError(f"vision.input_size: {self.size} is no multiple of the ViT's patch, {settings.patch_size}")
         self.patches = (self.size // settings.patch_size) ** 2
-        self.clamp = config.clamp
         self.register_buffer("mean", 255.0 * torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
-        spread = torch.tensor([0.229, 0.224, 0.225]) + (0.0 if config.clamp else 1e-6)
-        self.register_buffer("std", 255.0 * spread[:, None, None], persistent=False)
+        self.register_buffer("std", 255.0 * torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
         if config.frozen:
             self.model.requires_grad_(False)
         self.filmed: list[FilmedLayer] = []
@@ -87,9 +85,12 @@ class VitEncoder(nn.Module):
         """Return (N, 3, size, size) float32, normalised by ImageNet's statistics, for images (N, H, W, 3) uint8."""
         x = images.permute(0, 3, 1, 2).float()
         if x.shape[-2:] != (self.size, self.size):
-            x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
-            x = x.clamp(0.0, 255.0) if self.clamp else x
+            x = self.resized(x)
         return (x - self.mean) / self.std
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Return images (N, 3, H, W), 0..255, at the size that the ViT reads, bicubic."""
+        return F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True).clamp(0.0, 255.0)
 
     def backbone(self) -> dict[str, Any]:
         """The transformers configuration that rebuilds this encoder."""

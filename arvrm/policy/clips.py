@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from arvrm.interface import UserError
+from arvrm.interface import HumanBatch, UserError
 from arvrm.model.checkpoint import Checkpoint
 from arvrm.retrieval import ClipIndex, Matches
 from arvrm.windows import EpisodeTable, HumanWindows, TextTable, WindowConfig
@@ -42,8 +42,8 @@ class RolloutClips:
         features = self.index.encoders.images(frames.reshape(-1, *frames.shape[2:])).reshape(*frames.shape[:2], -1)
         return self.index.search(self.index.encoders.sentences(sentences), features, self.count), features
 
-    def __call__(self, sentences: list[str], static: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the clips as a `HumanBatch` with axes (B, J)."""
+    def __call__(self, sentences: list[str], static: torch.Tensor) -> HumanBatch:
+        """Return the clips with axes (B, J)."""
         matches, features = self.search(sentences, static)
         known = matches.rows >= 0
         clips = np.maximum(matches.rows, 0)

@@ -37,7 +37,9 @@ class FrameCache:
         known = self._frames.get(rollout, {}).get(step)
         if known is None or known[2] != words:
             return None
-        same = all(np.array_equal(known[0].images.get(name), image) for name, image in frame.images.items())
+        images = known[0].images
+        same = images.keys() == frame.images.keys()
+        same = same and all(np.array_equal(images[name], image) for name, image in frame.images.items())
         return known[1] if same else None
 
     def put(self, rollout: int, step: int, frame: Observation, tokens: FrameTokens, words: str = "") -> None:

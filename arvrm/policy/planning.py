@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from arvrm.interface import Observation, PlanRequest, PolicySpec, Robot, UserError
+from arvrm.interface import Observation, PlanRequest, PolicyNetwork, PolicySpec, Robot, RobotBatch, UserError
 from arvrm.model.checkpoint import Checkpoint, checkpoint_hash, load_checkpoint
 from arvrm.model.encoders import TextEncoder
 from arvrm.policy.clips import RolloutClips
@@ -19,7 +19,7 @@ from arvrm.retrieval import ClipIndex
 
 
 class CheckpointPolicy:
-    """Plans with a `PolicyNet`. Keeps nothing between calls but sentences' embeddings and, of a ViT, frames' tokens.
+    """Plans with a `PolicyNetwork`. Keeps nothing between calls but sentences' embeddings and a ViT's tokens of frames.
 
     A chain's actions must not depend on who else was waiting, not even in their last bits, which decide what a block
     does after a while. Sums of floating-point numbers depend on the shape of a batch, so every forward pass has exactly
@@ -47,7 +47,8 @@ class CheckpointPolicy:
     ) -> None:
         if checkpoint.robot is None:
             raise UserError("policy: this checkpoint reads hands and moves no robot; give one of stage 2")
-        self.net, self.config, self.robot = checkpoint.model, checkpoint.config, checkpoint.robot
+        self.net: PolicyNetwork = checkpoint.model
+        self.config, self.robot = checkpoint.config, checkpoint.robot
         self.metadata, self.hash, self.device = checkpoint.metadata, checkpoint.hash, device
         self.history, self.stride = self.metadata.history, self.metadata.stride
         steps = execute_steps or self.metadata.execute_steps or max(1, round(0.9 * self.config.chunk))
@@ -63,7 +64,7 @@ class CheckpointPolicy:
         )
         self.text = TextEncoder(self.config.text)
         self.retriever = retriever
-        self.by_words = vision.modulated or (vision.second is not None and vision.second.modulated)
+        self.by_words = self.config.tokens_by_words
         self.cache = FrameCache() if cache and self.history > 1 and vision.encoder != "conv" else None
         self._sentences: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         if batch > 1 and not self._rows_agree():
@@ -112,8 +113,8 @@ class CheckpointPolicy:
             if self.cache is None:
                 batch = self.batch(padded)
             else:
-                batch = self.batch(padded, images=False) | self._tokens(group, len(padded))
-            actions = self.net.act(batch).float().cpu().numpy()
+                batch = self.batch(padded, images=False) | self._tokens(self.cache, group, len(padded))
+            actions = self.net.act(cast("RobotBatch", batch)).float().cpu().numpy()
             for request, chunk in zip(group, actions, strict=False):
                 if not np.isfinite(chunk).all():
                     raise UserError(
@@ -124,56 +125,56 @@ class CheckpointPolicy:
         return chunks
 
     @torch.no_grad()
-    def _tokens(self, requests: list[PlanRequest], rows: int) -> dict[str, torch.Tensor]:
-        """Return each camera's tokens (rows, T, M + 1, d), encoding only new frames; padding is zero.
-
-        New frames are encoded `spec.batch` at a time, one frame a row, always as many, for the reason given above.
-        """
-        size, offsets = self.spec.batch, self.spec.history_offsets
-        roles = [camera.role for camera in self.robot.cameras]
+    def _tokens(self, cache: FrameCache, requests: list[PlanRequest], rows: int) -> dict[str, torch.Tensor]:
+        """Return each camera's tokens (rows, T, M + 1, d), encoding only new frames; padding is zero."""
+        offsets = self.spec.history_offsets
         found: dict[tuple[int, int], FrameTokens] = {}
         missing: list[tuple[int, int]] = []
         for row, request in enumerate(requests):
-            self.cache.forget(request.rollout, request.step + offsets[0], request.step)
+            cache.forget(request.rollout, request.step + offsets[0], request.step)
             for t, offset in enumerate(offsets):
                 if request.step + offset < 0:
                     continue
-                words = request.instruction if self.by_words else ""
-                tokens = self.cache.get(request.rollout, request.step + offset, request.history[t], words)
+                tokens = cache.get(request.rollout, request.step + offset, request.history[t], self._words(request))
                 if tokens is None:
                     missing.append((row, t))
                 else:
                     found[row, t] = tokens
+        size = self.spec.batch
         for start in range(0, len(missing), size):
             some = missing[start : start + size]
-            padded = some + [some[-1]] * (size - len(some))
-            frames = [requests[row].history[t] for row, t in padded]
-            images = {
-                camera.role: torch.from_numpy(np.stack([frame.images[camera.name] for frame in frames])[:, None])
-                for camera in self.robot.cameras
-            }
-            sentences = [self._sentence(requests[row].instruction) for row, _ in padded]
-            batch = {
-                "text": torch.stack([text for text, _ in sentences]),
-                "text_mask": torch.stack([mask for _, mask in sentences]),
-                **images,
-            }
-            encoded = self.net.encode_frames(_to(batch, self.device))
-            for i, (row, t) in enumerate(some):
-                tokens = {role: encoded[f"{role}_tokens"][i, 0].clone() for role in roles}
-                found[row, t] = tokens
-                request = requests[row]
-                words = request.instruction if self.by_words else ""
-                self.cache.put(request.rollout, request.step + offsets[t], request.history[t], tokens, words)
+            encoded = self._encoded([(requests[row], requests[row].history[t]) for row, t in some])
+            for (row, t), tokens in zip(some, encoded, strict=True):
+                request, found[row, t] = requests[row], tokens
+                cache.put(request.rollout, request.step + offsets[t], request.history[t], tokens, self._words(request))
         example = next(iter(found.values()))
         result = {}
-        for role in roles:
-            stacked = example[role].new_zeros(rows, len(offsets), *example[role].shape)
-            for (row, t), tokens in found.items():
-                stacked[row, t] = tokens[role]
+        for role, tokens in example.items():
+            stacked = tokens.new_zeros(rows, len(offsets), *tokens.shape)
+            for (row, t), known in found.items():
+                stacked[row, t] = known[role]
             stacked[len(requests) :] = stacked[len(requests) - 1]
             result[f"{role}_tokens"] = stacked
         return result
+
+    def _encoded(self, frames: list[tuple[PlanRequest, Observation]]) -> list[FrameTokens]:
+        """Encode frames, one a row; always `spec.batch` rows, for the reason given above."""
+        padded = frames + [frames[-1]] * (self.spec.batch - len(frames))
+        sentences = [self._sentence(request.instruction) for request, _ in padded]
+        batch: dict[str, Any] = {
+            "text": torch.stack([text for text, _ in sentences]),
+            "text_mask": torch.stack([mask for _, mask in sentences]),
+        }
+        for camera in self.robot.cameras:
+            images = np.stack([frame.images[camera.name] for _, frame in padded])
+            batch[camera.role] = torch.from_numpy(images[:, None])
+        encoded = self.net.encode_frames(_to(batch, self.device))
+        roles = [camera.role for camera in self.robot.cameras]
+        return [{role: encoded[f"{role}_tokens"][row, 0].clone() for role in roles} for row in range(len(frames))]
+
+    def _words(self, request: PlanRequest) -> str:
+        """Return the instruction where frames' tokens depend on it."""
+        return request.instruction if self.by_words else ""
 
     def batch(self, requests: list[PlanRequest], images: bool = True) -> dict[str, Any]:
         """Return the requests as a `RobotBatch` of observations, without `images` where their tokens stand for them."""

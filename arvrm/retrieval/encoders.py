@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,62 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from arvrm.config import from_dict
-from arvrm.model.encoders import TextConfig, TextEncoder, VisionConfig, fit_images, image_encoder
-from arvrm.model.upgrade import upgraded_model
+from arvrm.model.encoders import (
+    PublishedConfig,
+    TextEncoder,
+    VisionConfig,
+    described_encoders,
+    fit_images,
+    image_encoder,
+    upgraded_encoders,
+)
 from arvrm.windows import EpisodeTable, FrameBank, decode_frames
 from arvrm.windows.headers import static_camera
-
-_TEXT: Mapping[str, Any] = {
-    "encoder": "wordllama",
-    "path": None,
-    "width": 256,
-    "max_tokens": 32,
-    "pooling": "attention",
-}
-_VISION: Mapping[str, Any] = {
-    "encoder": "conv",
-    "path": None,
-    "backbone": None,
-    "modulated": False,
-    "second": None,
-    "frozen": False,
-    "input_size": None,
-    "clamp": True,
-    "static_size": 96,
-    "gripper_size": 64,
-    "width": 128,
-    "channels": (32, 64),
-    "depth": 2,
-    "points": 32,
-    "landmarks": 7,
-    "film": True,
-    "colour_jitter": 0.0,
-    "shift_static": 0.05,
-    "shift_gripper": 0.048,
-}
-"""The settings that identify an encoder, for good: indexes and caches of features know it by a hash of them, whatever
-becomes of the settings. Each with its value where a configuration has no such setting."""
-
-
-def description(
-    text: TextConfig, vision: VisionConfig, size: int, language_width: int, published: object | None = None
-) -> dict[str, Any]:
-    """Return what identifies encoders besides the image encoder's weights, as index.json has it.
-
-    Args:
-        published: settings of an imported policy that are not in `text` and `vision`.
-    """
-    others = {} if published is None else vars(published)
-    settings = [
-        {name: {**others, **dataclasses.asdict(config)}.get(name, absent) for name, absent in known.items()}
-        for config, known in ((text, _TEXT), (vision, _VISION))
-    ]
-    # What is off is left out, so that indexes made before it existed keep their hash.
-    for name in ("modulated", "second"):
-        if not settings[1][name]:
-            del settings[1][name]
-    return {"text": settings[0], "vision": settings[1], "size": size, "language_width": language_width}
 
 
 class FrozenEncoders:
@@ -80,8 +34,8 @@ class FrozenEncoders:
         size: pixels at which a conv encoder reads images.
         language_width: width of the language token that modulates the encoder, if it does; here it is zero, so that
             frames are compared as they look, whatever the instruction.
-        image: the encoder, as `model.encoders.image_encoder` builds it.
-        described: as `description` gives it, where that takes more than the above.
+        image: the encoder, as `model.image_encoder.image_encoder` builds it.
+        published: of the network that it is of.
     """
 
     def __init__(
@@ -91,11 +45,11 @@ class FrozenEncoders:
         size: int,
         language_width: int,
         image: torch.nn.Module,
-        described: dict[str, Any] | None = None,
+        published: PublishedConfig | None = None,
     ) -> None:
         self.text, self.vision, self.size, self.language_width = text, vision, size, language_width
+        self.published = published
         self.image = image.eval().requires_grad_(False)
-        self.described = described or description(text.config, vision, size, language_width)
 
     @cached_property
     def hash(self) -> str:
@@ -121,11 +75,19 @@ class FrozenEncoders:
             images = torch.from_numpy(np.ascontiguousarray(frames[start : start + batch])).to(device)
             if self.vision.encoder == "conv":
                 images, _ = fit_images(images[None], self.size)
-            by_words = self.vision.film or self.vision.modulated
-            words = torch.zeros(len(images), self.language_width, device=device) if by_words else None
+            words = torch.zeros(len(images), self.language_width, device=device) if self.vision.by_words else None
             cls = self.image(images, words)[0][:, 0].float()
             out.append(torch.nn.functional.normalize(cls, dim=-1).cpu().numpy())
         return np.concatenate(out)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What identifies the encoders besides the image encoder's weights, as index.json has it."""
+        return {
+            **described_encoders(self.text.config, self.vision, self.published),
+            "size": self.size,
+            "language_width": self.language_width,
+        }
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the weights into `folder`; return what index.json keeps."""
@@ -136,19 +98,15 @@ class FrozenEncoders:
         return {**self.described, "hash": self.hash}
 
     @classmethod
-    def load(cls, folder: Path, saved: Mapping[str, Any]) -> FrozenEncoders:
-        """Read what `save` wrote, and returned as `saved`."""
+    def load(cls, folder: Path, description: dict[str, Any]) -> FrozenEncoders:
+        """Read what `save` wrote."""
         from safetensors.torch import load_file
 
-        described = {name: value for name, value in saved.items() if name != "hash"}
-        place = f"{folder}/index.json"
-        settings = upgraded_model({"text": described["text"], "vision": described["vision"]}, place)
-        text = from_dict(TextConfig, settings["text"], place)
-        vision = from_dict(VisionConfig, settings["vision"], place)
-        size, language_width = described["size"], described["language_width"]
-        image = image_encoder(vision, size, language_width)
+        text, vision, published = upgraded_encoders(description, f"{folder}/index.json")
+        size, language_width = description["size"], description["language_width"]
+        image = image_encoder(vision, size, language_width, published)
         image.load_state_dict(load_file(str(folder / "encoder.safetensors")))
-        return cls(TextEncoder(text), vision, size, language_width, image, described)
+        return cls(TextEncoder(text), vision, size, language_width, image, published)
 
 
 def frame_features(

@@ -188,11 +188,10 @@ def frames_of(
     Features are computed where and in the precision in which training would compute them.
     """
     vision = model.vision
-    by_words = vision.film or vision.modulated
-    if by_words or not vision.frozen or vision.second is not None or not data.frozen_features:
+    if not model.features_suffice or not data.frozen_features:
         return images_of(table, camera, data, model, progress)
     size = _size(vision, camera)
-    digest = FrozenEncoders(TextEncoder(model.text), vision, size, model.width, encoder).hash
+    digest = FrozenEncoders(TextEncoder(model.text), vision, size, model.width, encoder, model.published).hash
     lower = train.precision == "bf16"
     kept = torch.float16 if data.feature_precision == "fp16" else torch.float32
     key = "-".join(["all", digest, data.feature_precision, *(["bf16"] if lower else [])])

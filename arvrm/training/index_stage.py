@@ -63,4 +63,5 @@ def frozen_encoders(checkpoint: str | Path) -> FrozenEncoders:
         vision.static_size,
         loaded.config.width,
         loaded.model.image_encoder("static"),
+        loaded.config.published,
     )

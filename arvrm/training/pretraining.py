@@ -74,5 +74,5 @@ def _windows(config: PretrainConfig, table: EpisodeTable, model: KeypointVLM, pr
     images = model.image_encoder("static")
     frames = frames_of(table, HUMAN_CAMERA, config.data, config.model, images, config.train, progress)
     text = text_table(table, TextEncoder(config.model.text))
-    joints, horizon = config.model.keypoints, config.model.foresee
+    joints, horizon = config.model.keypoints, config.model.horizon
     return HumanWindows(table, config.window, joints, text, frames, config.data.in_memory, horizon)

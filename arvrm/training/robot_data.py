@@ -100,7 +100,7 @@ class RobotData:
             images = model.image_encoder("static")
             frames = frames_of(humans, HUMAN_CAMERA, config.data, config.model, images, config.train, progress)
         text, in_memory = text_table(humans, encoder), config.data.in_memory
-        joints, horizon = config.model.keypoints, config.model.foresee
+        joints, horizon = config.model.keypoints, config.model.horizon
         windows = HumanWindows(humans, config.window, joints, text, frames, in_memory, horizon)
         seen = None
         if config.retrieval.choice == "similar" or config.retrieval.align == "dtw":

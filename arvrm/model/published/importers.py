@@ -27,30 +27,35 @@ from torch import Tensor
 from arvrm.interface import UserError
 from arvrm.model import backbones
 from arvrm.model.checkpoint import save_checkpoint
-from arvrm.model.config import LossConfig, ModelConfig, SecondVisionConfig, TextConfig, VisionConfig
+from arvrm.model.config import ModelConfig, VisionConfig
 from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.policy_net import PolicyNet
+from arvrm.model.published.config import SecondVisionConfig
+from arvrm.model.published.presets import CLIP, NETWORK, published_model
 from arvrm.model.vit import pretrained_model
 from arvrm.robots.calvin import CALVIN
 
-CLIP = "openai/clip-vit-base-patch32"
 PUBLISHED: dict[str, Any] = {
-    "n_head": 12,
-    "activation_function": "relu",
-    "dropout": 0.1,
-    "resampler_heads": 4,
-    "decoder_heads": 16,
+    **{
+        key: NETWORK[key]
+        for key in (
+            "n_head",
+            "activation_function",
+            "dropout",
+            "resampler_heads",
+            "decoder_heads",
+            "test_chunk_size",
+            "rgb_static_pad",
+            "rgb_gripper_pad",
+            "arm_loss_ratio",
+        )
+    },
     "seq_len": None,
     "chunk_size": None,
-    "test_chunk_size": 1,
-    "rgb_static_pad": 10,
-    "rgb_gripper_pad": 4,
-    "arm_loss_ratio": 100,
 }
 """What shapes do not tell, with the published configurations' values; None: read from the tensors, and compared."""
 
 IMAGE_QUERIES = ("obs_queries", "obs_hand_queries")
-ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu"}
 UNUSED = (
     ("transformer.wte.", "GPT-2's table of words; inputs are embeddings"),
     ("model_clip.", "CLIP, frozen; read from text.path when a policy is loaded"),
@@ -246,56 +251,35 @@ def official_config(
     for key, value in (("seq_len", frames), ("chunk_size", chunk)):
         if settings[key] not in (None, value):
             raise UserError(f"{place}: was made with {key} {value}, the configuration says {settings[key]}; correct it")
-    act = ACTIVATIONS.get(settings["activation_function"])
-    if act is None:
-        known = ", ".join(ACTIVATIONS)
-        raise UserError(f"activation_function: {settings['activation_function']!r} is none of {known}; correct it")
     if media != 1:
         raise UserError(f"{place}: its resampler reads {media} media, this one reads one; give another file")
     patch = round((pixels / 3) ** 0.5)
     own = encoder[1].config
     input_size = patch * round(cells**0.5)
-    vision = VisionConfig(
-        encoder=encoder[0],
+    wpe = tensors.get("transformer.wpe.weight")
+    values = {
+        **NETWORK,
+        **settings,
+        "rgb_shape": None if input_size == own.image_size else input_size,
+        "patch_size": patch,
+        "embed_dim": width,
+        "n_layer": _count(tensors, r"transformer\.h\.(\d+)\."),
+        "n_positions": 0 if wpe is None else wpe.shape[0],
+        "resampler_depth": _count(tensors, r"perceiver_resampler\.layers\.(\d+)\."),
+        "resampler_dim_head": inner // settings["resampler_heads"],
+        "resampler_num_latents": latents,
+        "seq_len": frames,
+        "chunk_size": chunk,
+        "lang_feat_dim": text,
+    }
+    return published_model(
+        values,
+        encoder[0],
+        place,
+        clip=clip,
         backbone=own.to_diff_dict(),
         second=second and replace(second, input_size=input_size),
-        frozen=True,
-        input_size=None if input_size == own.image_size else input_size,
-        clamp=False,
-        static_size=200,
-        gripper_size=84,
-        film=False,
-        shift_static=settings["rgb_static_pad"] / 200,
-        shift_gripper=settings["rgb_gripper_pad"] / 84,
-    )
-    wpe = tensors.get("transformer.wpe.weight")
-    return ModelConfig(
-        text=TextConfig(encoder="clip", path=clip, width=text, max_tokens=1, pooling="unit"),
-        vision=vision,
-        loss=LossConfig(arm=float(settings["arm_loss_ratio"])),
-        width=width,
-        layers=_count(tensors, r"transformer\.h\.(\d+)\."),
-        heads=settings["n_head"],
-        activation=act,
-        attention="token",
-        dropout=settings["dropout"],
-        max_frames=frames,
-        time_from="first",
-        query_time=False,
-        positions=0 if wpe is None else wpe.shape[0],
-        latents=latents,
-        resampler_layers=_count(tensors, r"perceiver_resampler\.layers\.(\d+)\."),
-        resampler_heads=settings["resampler_heads"],
-        resampler_head_width=inner // settings["resampler_heads"],
-        resampler_position=True,
-        state="official",
-        chunk=chunk,
-        head_activation="none",
-        fwd_pred=True,
-        image_decoder_layers=_count(tensors, r"decoder_blocks\.(\d+)\."),
-        image_patch=patch,
-        image_decoder="shared",
-        image_decoder_heads=settings["decoder_heads"],
+        decoder_layers=_count(tensors, r"decoder_blocks\.(\d+)\."),
     )
 
 
@@ -313,7 +297,7 @@ def tensor_names(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, l
     }
     if "action_chunk_queries.weight" in tensors:
         names["action_chunk_queries.weight"] = ["action_queries"]
-    if config.positions:
+    if config.published.positions:
         names["transformer.wpe.weight"] = ["positions"]
     both = {
         "embed_arm_state": "state_token.arm",
@@ -348,9 +332,9 @@ def tensor_names(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, l
         both |= {f"{old}.attn.qkv": f"{new}.qkv", f"{old}.attn.proj": f"{new}.out"}
         both |= {f"{old}.mlp.fc1": f"{new}.mlp.0", f"{old}.mlp.fc2": f"{new}.mlp.2"}
     resamplers = {"perceiver_resampler": "vlm.resampler"}
-    if config.vision.second is not None:
+    if config.published.second is not None:
         both |= {"embed_dino_img": "second.cls.static", "embed_dino_hand_img": "second.cls.gripper"}
-        if config.vision.second.patches:
+        if config.published.second.patches:
             both |= {"embed_dino_patch": "second.patch.static", "embed_dino_hand_patch": "second.patch.gripper"}
             both |= {"perceiver_resampler_dino.norm": "second.resampler.norm_out"}
             names["perceiver_resampler_dino.latents"] = ["second.resampler.latents"]
@@ -408,7 +392,7 @@ def _second(
             base["pos_embed"] = backbones.dinov2_positions(base["pos_embed"], side)
         model = backbones.dinov2(base, place)
     config = SecondVisionConfig(
-        backbone=model.config.to_diff_dict(), modulated=modulated, patches=modulated, timed=not modulated
+        backbone=model.config.to_diff_dict(), modulated=modulated, patches=modulated, latents_have_time=not modulated
     )
     values = {}
     for name, value in model.state_dict().items():
