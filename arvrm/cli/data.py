@@ -9,17 +9,23 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from arvrm.config import bounded, check_bounds
 from arvrm.episodes import EpisodeStore, inspect_store, merge_stores
 from arvrm.interface import UserError
 from arvrm.sources.splits import FewShotRecipe, load_manifest, make_manifest, save_manifest, write_subset
 
+if TYPE_CHECKING:
+    from arvrm.sources.calvin import ConvertCalvinConfig
+    from arvrm.sources.human import ConvertHumanConfig
+    from arvrm.sources.lerobot import ConvertLeRobotConfig, LeRobotReport
+    from arvrm.sources.parent_lmdb import ConvertParentConfig, ParentReport
+
 _LISTED = 10
 
 
-def calvin(config: Any) -> int:
+def calvin(config: ConvertCalvinConfig) -> int:
     """`convert calvin`."""
     from arvrm.sources.calvin import convert_calvin
 
@@ -39,21 +45,21 @@ def calvin(config: Any) -> int:
     return 0
 
 
-def parent_lmdb(config: Any) -> int:
+def parent_lmdb(config: ConvertParentConfig) -> int:
     """`convert parent-lmdb`."""
     from arvrm.sources.parent_lmdb import convert_parent_lmdb
 
     return _converted(convert_parent_lmdb(config))
 
 
-def lerobot(config: Any) -> int:
+def lerobot(config: ConvertLeRobotConfig) -> int:
     """`convert lerobot`."""
     from arvrm.sources.lerobot import convert_lerobot
 
     return _converted(convert_lerobot(config))
 
 
-def human(config: Any) -> int:
+def human(config: ConvertHumanConfig) -> int:
     """`convert human`."""
     from arvrm.sources.human import convert_human, summary
 
@@ -165,7 +171,7 @@ def merge(config: MergeConfig) -> Path:
     return merge_stores(config.inputs, config.output, overwrite=config.overwrite).path
 
 
-def _converted(report: Any) -> int:
+def _converted(report: LeRobotReport | ParentReport) -> int:
     _say(f"{report.episodes} episodes, {report.steps} steps")
     _tell_left_out(report.left_out)
     print(report.store)
