@@ -400,6 +400,11 @@ class PolicyNetwork(Network, Protocol):
         """Return (B, C, A) float32, normalised as `Robot.encode_actions` has them, from observations and no targets."""
         ...
 
+    @property
+    def map_by_words(self) -> bool:
+        """Whether the analogy map depends on language."""
+        ...
+
     def analogy_map(self, z_l: torch.Tensor | None = None) -> torch.Tensor | None:
         """Return m (S, K), or (B, S, K) where it depends on language z_l (B, d); None: the network has no map."""
         ...

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +52,9 @@ def identity(name: str, flag: str) -> dict[str, str]:
     file = sys.modules[name.partition(":")[0]].__file__
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
     return {"name": name, "sha256": digest}
+
+
+@functools.cache
+def installed(group: str) -> dict[str, metadata.EntryPoint]:
+    """Return what installed packages bring of a group of entry points, by name; `load()` imports one."""
+    return {entry.name: entry for entry in metadata.entry_points(group=group)}

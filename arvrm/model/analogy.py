@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from arvrm import plugins
 from arvrm.interface import UserError
 from arvrm.model.config import ModelConfig
 
@@ -89,7 +90,9 @@ class LanguageMap(AnalogyMap):
 
 
 MAPS: dict[str, type[AnalogyMap]] = {"global": AnalogyMap, "language": LanguageMap}
-"""What `analogy.map` may name."""
+"""What `analogy.map` may name, besides what installed packages bring."""
+GROUP = "arvrm.maps"
+"""Their entry points: name = package.module:Class."""
 
 
 def analogy_map(config: ModelConfig, components: int) -> AnalogyMap | None:
@@ -101,8 +104,11 @@ def analogy_map(config: ModelConfig, components: int) -> AnalogyMap | None:
     name = config.analogy.map
     if not config.analogy.enabled:
         return None
+    installed = plugins.installed(GROUP)
+    if name not in MAPS and name in installed:
+        MAPS[name] = installed[name].load()
     if name not in MAPS:
-        close = difflib.get_close_matches(name, MAPS, n=1)
-        nearest = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(MAPS)}"
+        close = difflib.get_close_matches(name, [*MAPS, *installed], n=1)
+        nearest = f"did you mean {close[0]!r}?" if close else f"known: {', '.join([*MAPS, *installed])}"
         raise UserError(f"analogy.map: there is no map {name!r}; {nearest}")
     return MAPS[name](config, components)

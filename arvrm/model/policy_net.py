@@ -110,6 +110,11 @@ class PolicyNet(nn.Module):
         """Return what predicts the images of this camera, in the robot's order: its own, or one for all."""
         return self.image_heads[number % len(self.image_heads)]
 
+    @property
+    def map_by_words(self) -> bool:
+        """Whether the map depends on the language token."""
+        return self.analogy is not None and self.analogy.by_words
+
     def self_contained(self) -> ModelConfig:
         """Return its configuration with the ViT's own inside, so that loading needs no other directory."""
         return self.parts.self_contained(self.vlm.self_contained(), self)
@@ -197,6 +202,7 @@ class PolicyNet(nn.Module):
             head in training, where the integration would be for show.
             next_components: (B, T, S), predicted, with loss_state.
         """
+        check_others(self.config.loss)
         expect_frames(batch, *self.roles)
         objectives = [objective for objective in OF_POLICIES if objective.applies(self, batch)]
         kinds = [objective.asks for objective in objectives if objective.asks]
@@ -301,7 +307,6 @@ class PolicyNet(nn.Module):
 
 
 def _check(config: ModelConfig, robot: Robot) -> None:
-    check_others(config.loss)
     for name, array in (("geometry", "landmarks"), ("localisation", "landmark_pixels")):
         if getattr(config.loss, name) > 0 and array not in robot.arrays:
             raise UserError(f"loss.{name}: episodes of {robot.name} have no {array}; set it to 0")

@@ -80,7 +80,7 @@ def describe_map(checkpoint: Checkpoint, sentences: list[str]) -> dict[str, Any]
     """Return the map m of a policy: its kind, and weights (S, K) alone or, if it depends on language, by sentence."""
     config, net = checkpoint.config, checkpoint.model
     described: dict[str, Any] = {"kind": config.analogy.map, "rows": config.analogy.rows, "alpha": config.analogy.alpha}
-    if config.analogy.map == "global":
+    if not net.map_by_words:
         return described | {"weights": net.analogy_map().tolist()}
     if not sentences:
         sentences = [sentence.replace("_", " ") for sentence in checkpoint.metadata.tasks[:4] or ["open drawer"]]

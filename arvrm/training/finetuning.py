@@ -24,6 +24,7 @@ from arvrm.interface import Robot, UserError
 from arvrm.model.checkpoint import load_weights, start_from_stage1
 from arvrm.model.config import ModelConfig
 from arvrm.model.metadata import CheckpointMetadata
+from arvrm.model.objectives import check_others
 from arvrm.model.policy_net import PolicyNet
 from arvrm.model.upgrade import upgraded_checkpoint
 from arvrm.retrieval import RetrievalConfig
@@ -82,6 +83,7 @@ def finetune(config: FinetuneConfig, progress: bool = True) -> TrainResult:
     """
     if config.model.analogy.at_rollout == "on" and not config.index:
         raise UserError("model.analogy.at_rollout is on but index is null; give the clip index")
+    check_others(config.model.loss)
     with reserved(config, "finetune"):
         table = open_table(config.data, "robot", config.window.stride)
         pretrained = Pretrained.read(config.pretrained) if config.pretrained else None

@@ -6,10 +6,9 @@ Whose weight is no field of `LossConfig` is off until `loss.others` gives it one
 from __future__ import annotations
 
 import difflib
-import functools
-from importlib import metadata
 from typing import Any
 
+from arvrm import plugins
 from arvrm.interface import UserError
 from arvrm.model.config import LossConfig
 from arvrm.model.objectives.actions import Binary, FlowMatching, Regression
@@ -51,15 +50,11 @@ def check_others(loss: LossConfig) -> None:
         UserError: there is none of a name.
     """
     for name in loss.others:
-        known = {objective.name for objective in (*OF_HANDS, *OF_POLICIES)}
-        if name not in known and name in _installed():
-            register(_installed()[name].load())
+        known = {objective.name for objective in OF_POLICIES}
+        installed = plugins.installed(GROUP)
+        if name not in known and name in installed:
+            register(installed[name].load())
         elif name not in known:
-            close = difflib.get_close_matches(name, sorted({*known, *_installed()}), n=1)
+            close = difflib.get_close_matches(name, sorted({*known, *installed}), n=1)
             nearest = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(f"loss.others: no objective is called {name!r}{nearest}; register it (docs/extending.md)")
-
-
-@functools.cache
-def _installed() -> dict[str, metadata.EntryPoint]:
-    return {entry.name: entry for entry in metadata.entry_points(group=GROUP)}

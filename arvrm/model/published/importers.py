@@ -213,7 +213,7 @@ def convert(
     for name, value in values.items():
         if name not in own or own[name].shape != value.shape:
             shape = tuple(own[name].shape) if name in own else "nothing"
-            raise UserError(f"{place}: {name} would be {tuple(value.shape)}, expected {shape}; check --config")
+            raise UserError(f"{place}: {name} would be {tuple(value.shape)}, expected {shape}; check --trained-with")
     new = [name for name in own if name not in values]
     net.load_state_dict({**{name: own[name] for name in new}, **values}, strict=True)
     metadata = CheckpointMetadata(
