@@ -35,7 +35,7 @@ class FrozenEncoders:
         language_width: width of the language token that modulates the encoder, if it does; here it is zero, so that
             frames are compared as they look, whatever the instruction.
         image: the encoder, as `model.image_encoder.image_encoder` builds it.
-        published: of the network that it is of.
+        published: what the network that `image` is from has of a published one; None: nothing.
     """
 
     def __init__(
