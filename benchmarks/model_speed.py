@@ -102,7 +102,7 @@ def main() -> None:
     for name, kind, config, frames, clips in cases:
         if arguments.only not in name:
             continue
-        model = kind(config)
+        model = kind(config) if kind is KeypointVLM else kind(config, CALVIN)
         batch = human(config, arguments.batch, frames) if kind is KeypointVLM else robot(
             config, arguments.batch, frames, clips
         )  # fmt: skip
@@ -123,7 +123,7 @@ def main() -> None:
 
             measure(f"{name}, {precision}", step, arguments.batch, arguments.repeats)
     if arguments.only in "act":
-        model = PolicyNet(base).eval()
+        model = PolicyNet(base, CALVIN).eval()
         for rows in (1, 4, 16):
             batch = robot(base, rows, 2, 0)
             measure(f"act, T=2, batch {rows}", lambda batch=batch: model.act(batch), rows, 20)

@@ -55,7 +55,7 @@ def config(size: str, fwd_pred: bool = True) -> ModelConfig:
 def policy(size: str, batch: int, device: str, cache: bool) -> CheckpointPolicy:
     torch.manual_seed(0)
     settings = config(size)
-    net = PolicyNet(settings).to(device).eval()
+    net = PolicyNet(settings, CALVIN).to(device).eval()
     metadata = CheckpointMetadata("finetune", 10, 1, {"rgb_static": 200, "rgb_gripper": 84}, execute_steps=1)
     # The trial whether rows agree is for results, not for time; it would take longer than the measurement.
     made = CheckpointPolicy(Checkpoint(net, settings, CALVIN, metadata), device, batch=1, cache=cache)

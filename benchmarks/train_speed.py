@@ -218,7 +218,7 @@ def main() -> None:
     for heads in ("on", "off") if given.heads == "both" else (given.heads,):
         settings = config(given.size, fwd_pred=heads == "on")
         torch.manual_seed(0)
-        net = PolicyNet(settings).to(given.device).train()
+        net = PolicyNet(settings, CALVIN).to(given.device).train()
         if given.compile:
             compile_blocks(net)
         optimizer = torch.optim.AdamW(parameter_groups(net, 1e-4), lr=1e-5, fused=True)

@@ -15,6 +15,7 @@ import torch
 
 from arvrm.config import load
 from arvrm.model.policy_net import PolicyNet
+from arvrm.robots.calvin import CALVIN
 from arvrm.training import FinetuneConfig, RobotData
 from arvrm.training.loop import Trainer
 
@@ -52,7 +53,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        model = PolicyNet(config.model)
+        model = PolicyNet(config.model, CALVIN)
         data = RobotData(config, model)
         trainer = Trainer(model, timed("batch", data.batch_of), config.train, Path(folder), save=lambda *_: None)
         trainer.model.forward = timed("network", trainer.model.forward)

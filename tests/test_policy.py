@@ -16,6 +16,7 @@ from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.policy_net import PolicyNet
 from arvrm.policy import load_policy
 from arvrm.results import load_results
+from arvrm.robots.calvin import CALVIN
 from arvrm.training import IndexConfig, build_index_stage
 from arvrm.windows import EpisodeTable, RobotWindows, TextTable, WindowConfig, decode_frames
 
@@ -24,7 +25,7 @@ METADATA = CheckpointMetadata("finetune", history=2, stride=3, images={"rgb_stat
 
 def make_policy(folder, metadata=METADATA, seed=0, **changes):
     torch.manual_seed(seed)
-    net = PolicyNet(small(**changes))
+    net = PolicyNet(small(**changes), CALVIN)
     # An untrained head says nearly nothing; spread its answers out, so that a difference would show.
     with torch.no_grad():
         for parameter in net.head.parameters():
@@ -142,7 +143,7 @@ def test_malformed_observations_are_named(checkpoint, changes, message):
 
 def test_broken_weights_are_reported_as_nan(tmp_path):
     torch.manual_seed(0)
-    net = PolicyNet(small())
+    net = PolicyNet(small(), CALVIN)
     with torch.no_grad():
         net.vlm.time.fill_(float("nan"))
     broken = save_checkpoint(tmp_path / "broken", net, metadata=METADATA)

@@ -4,16 +4,17 @@ import pytest
 import torch
 from model_batches import clone, human_batch, robot_batch, small
 
-from arvrm.interface import UserError
+from arvrm.interface import Camera, UserError
 from arvrm.model.heads import FlowHead
 from arvrm.model.heatmaps import centres
 from arvrm.model.policy_net import PolicyNet
 from arvrm.robots.calvin import CALVIN
+from arvrm.robots.vector import Ranges, VectorRobot
 
 
 def build(seed=0, **changes):
     torch.manual_seed(seed)
-    model = PolicyNet(small(**changes)).eval()
+    model = PolicyNet(small(**changes), CALVIN).eval()
     # Heads that start at zero would hide what they must not depend on.
     for head in (model.state_head, model.vlm.keypoint_head):
         torch.nn.init.normal_(head[-1].weight, std=0.3)
@@ -371,7 +372,7 @@ def test_one_batch_can_be_learnt_by_heart(changes):
     torch.manual_seed(0)
     vision = {"shift_static": 0.0, "shift_gripper": 0.0}
     loss = {"arm": 10.0, "gripper": 1.0, "state": 0.0}
-    model, batch = PolicyNet(small(vision=vision, loss=loss, **changes)), robot_batch(batch=4, frames=1)
+    model, batch = PolicyNet(small(vision=vision, loss=loss, **changes), CALVIN), robot_batch(batch=4, frames=1)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for _ in range(120):
         loss = model(batch)["loss"]
@@ -393,3 +394,61 @@ def test_landmarks_that_are_not_known_may_be_nan():
     assert torch.equal(before, after)
     after.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def arm(binary=0, roles=("static",), joints=4):
+    return VectorRobot(
+        name="arm",
+        components=tuple(f"joint_{i}" for i in range(joints)),
+        component_units=("rad",) * joints,
+        statistics=Ranges((-1.0,) * joints, (1.0,) * joints),
+        cameras=tuple(Camera(f"rgb_{role}", role) for role in roles),
+        binary=binary,
+    )
+
+
+def batch_of(robot, frames=2, clips=1, chunk=4):
+    batch, size = robot_batch(frames=frames, clips=clips, chunk=chunk), len(robot.components)
+    for name in ("components", "next_components", "state"):
+        batch[name] = batch[name][..., :size]
+    continuous = batch["actions"][..., : robot.actions.continuous]
+    binary = batch["actions"][..., 6:].expand(-1, -1, -1, robot.actions.binary)
+    batch["actions"] = torch.cat([continuous, binary], dim=-1)
+    wrist = batch.pop("gripper"), batch.pop("next_gripper")
+    for camera in robot.cameras[1:]:
+        batch[camera.role], batch[f"next_{camera.role}"] = wrist
+    return batch
+
+
+@pytest.mark.parametrize("head", ["regression", "flow"])
+@pytest.mark.parametrize("roles", [("static",), ("static", "wrist", "elbow")])
+@pytest.mark.parametrize("binary", [0, 2])
+def test_a_robot_of_another_shape_is_trained_and_plans(head, roles, binary):
+    robot, changes = arm(binary, roles), {"head": head, "fwd_pred": True, "image_patch": 8}
+    torch.manual_seed(0)
+    model, batch = PolicyNet(small(**changes, analogy={"at_rollout": "on"}), robot).eval(), batch_of(robot)
+    if head == "flow":
+        torch.nn.init.normal_(model.head.velocity.weight, std=0.3)
+    out = run(model, batch)
+    assert out["actions"].shape == (2, 2, 4, 4) and ("loss_gripper" in out) == (binary > 0)
+    assert out["next_components"].shape == (2, 2, 4) and model.analogy_map().shape == (4, 21)
+    out["loss"].backward()
+    encoders = [name for name, _ in model.named_children() if name.endswith("_encoder")]
+    assert encoders == [f"{role}_encoder" for role in roles[1:]]
+    assert model.image_queries.shape == (len(roles), 3, 32) and model.image_queries.grad.abs().amax((1, 2)).min() > 0
+    plan = model.act(batch)
+    assert plan.shape == (2, 4, 4) and plan.abs().max() <= 1.0
+    assert set(plan[..., 4 - binary :].flatten().tolist()) <= {-1.0, 1.0}
+    for role in roles:
+        moved = batch | {role: 255 - batch[role]}
+        assert (model.act(moved) - plan).abs().max() > 1e-6
+    kept = {name: value for name, value in batch.items() if name not in roles} | model.encode_frames(batch)
+    assert torch.allclose(model.act(kept), plan, atol=1e-5)
+
+
+def test_parts_that_read_what_a_robot_does_not_have_are_refused():
+    for name in ("geometry", "localisation"):
+        with pytest.raises(UserError, match=f"loss.{name}: episodes of arm have no landmark"):
+            PolicyNet(small(loss={name: 1.0}), arm())
+    with pytest.raises(UserError, match="published.state: 'official' reads CALVIN's robot, not arm"):
+        PolicyNet(small(published={"state": "official"}), arm())

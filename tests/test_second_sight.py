@@ -40,7 +40,7 @@ def pictures(count=3):
 def built(**second):
     second = SecondVisionConfig(backbone=DINO, **{"input_size": 28, **second})
     torch.manual_seed(0)
-    net = PolicyNet(small(vision=FIRST, published={"second": second})).eval()
+    net = PolicyNet(small(vision=FIRST, published={"second": second}), CALVIN).eval()
     for module in net.modules():
         if type(module).__name__ == "FilmedLayer":
             torch.nn.init.normal_(module.scale.weight, std=0.3)
@@ -91,7 +91,7 @@ def test_a_frozen_vit_is_not_trained_and_its_modulation_is():
 @pytest.mark.parametrize("second, tokens", [({}, 1 + 2), ({"modulated": False, "patches": False}, 1)])
 def test_the_second_vit_adds_its_tokens_behind_the_first_ones(second, tokens):
     net, batch = built(**second), robot_batch()
-    first = PolicyNet(small(vision=FIRST))
+    first = PolicyNet(small(vision=FIRST), CALVIN)
     first.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith("second.")})
     z_l = net.vlm.language(batch["text"], batch["text_mask"])
     for name in ("static_tokens", "gripper_tokens"):
@@ -146,7 +146,7 @@ def test_modulation_is_refused_where_it_means_nothing():
     with pytest.raises(ValueError, match="vision.film"):
         small(vision={"modulated": True})
     with pytest.raises(UserError, match="published.second.path"):
-        PolicyNet(small(vision=FIRST, published={"second": SecondVisionConfig()}))
+        PolicyNet(small(vision=FIRST, published={"second": SecondVisionConfig()}), CALVIN)
 
 
 def test_kept_tokens_count_for_their_own_instruction_only():

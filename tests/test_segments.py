@@ -10,6 +10,7 @@ from arvrm.interface import UserError
 from arvrm.model.policy_net import PolicyNet
 from arvrm.model.segments import windows_of
 from arvrm.model.upgrade import OURS
+from arvrm.robots.calvin import CALVIN
 from arvrm.training import FinetuneConfig, RobotData, finetune
 from arvrm.windows import EpisodeTable, cut_segments
 
@@ -73,7 +74,7 @@ def losses(model, batch):
 def test_shared_frames_give_the_losses_and_gradients_of_separate_windows(root, encoder):
     settings = config(root, encoder, segment_windows=5)
     torch.manual_seed(0)
-    model = PolicyNet(settings.model).eval()  # without augmentation
+    model = PolicyNet(settings.model, CALVIN).eval()  # without augmentation
     data = RobotData(settings, model)
     for index in range(2):
         shared, plain = plain_twin(data, index)
@@ -92,7 +93,7 @@ def test_shared_frames_give_the_losses_and_gradients_of_separate_windows(root, e
 
 def test_features_kept_on_disk_give_the_losses_of_images(root, tmp_path):
     torch.manual_seed(0)
-    model = PolicyNet(config(root).model).eval()
+    model = PolicyNet(config(root).model, CALVIN).eval()
     images = RobotData(config(root), model)
     expected = losses(model, images.windows.batch(images.train[:12]))
     for precision, near in (("fp32", 1e-5), ("fp16", 1e-2)):
@@ -122,7 +123,7 @@ def test_each_frame_is_encoded_once_and_a_segment_shifts_as_one(root):
     settings = config(root, segment_windows=5)
     settings = from_dict(FinetuneConfig, with_vision(settings, shift_static=0.2, shift_gripper=0.2))
     torch.manual_seed(0)
-    model = PolicyNet(settings.model).train()
+    model = PolicyNet(settings.model, CALVIN).train()
     data = RobotData(settings, model)
     batch = data.batch_of(0)
     images, encoder = [], model.vlm.static_encoder
@@ -166,8 +167,8 @@ def test_every_window_counts_in_exactly_one_segment(tmp_path, windows):
 
 
 def test_windows_are_drawn_as_often_in_segments_as_one_by_one(root):
-    data = RobotData(config(root, segment_windows=5, balance_tasks=True), PolicyNet(config(root).model))
-    alone = RobotData(config(root, balance_tasks=True), PolicyNet(config(root).model))
+    data = RobotData(config(root, segment_windows=5, balance_tasks=True), PolicyNet(config(root).model, CALVIN))
+    alone = RobotData(config(root, balance_tasks=True), PolicyNet(config(root).model, CALVIN))
 
     def shares(sampler):
         return dict(zip(*(column.tolist() for column in sampler.weights()), strict=True))
@@ -190,7 +191,7 @@ def test_training_on_segments_runs_and_is_judged_on_plain_windows(root):
 
 def test_segments_that_do_not_fit_their_windows_are_named(root):
     settings = config(root, segment_windows=5)
-    model = PolicyNet(settings.model)
+    model = PolicyNet(settings.model, CALVIN)
     batch = RobotData(settings, model).batch_of(0)
     batch["segments"] = {name: value[:, :6] for name, value in batch["segments"].items()}
     with pytest.raises(UserError, match="3 of 6 frames cannot hold 15 windows of 4; give 8 frames"):

@@ -17,6 +17,7 @@ from arvrm.interface import UserError
 from arvrm.model.checkpoint import load_checkpoint
 from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.policy_net import PolicyNet
+from arvrm.robots.calvin import CALVIN
 from arvrm.training import (
     EvaluateHandsConfig,
     FinetuneConfig,
@@ -233,7 +234,7 @@ def test_rows_of_the_claim_differ_in_switches_only(root):
         config = finetuning(root, f"row-{name}", **changes)
         finetune(config, progress=False)
         torch.manual_seed(config.train.seed)
-        data = RobotData(config, PolicyNet(config.model))
+        data = RobotData(config, PolicyNet(config.model, CALVIN))
         batches[name] = data.batch_of(3)
         losses[name] = set(log(root / f"row-{name}", "train")[0])
         assert log(root / f"row-{name}", "train")[-1]["step"] == 6
@@ -258,7 +259,7 @@ def test_changing_retrieved_clips_changes_the_loss_and_at_rollout_the_actions(ro
         }
         torch.manual_seed(0)
         config = finetuning(root, "unused", **changes)
-        model = PolicyNet(config.model).eval()
+        model = PolicyNet(config.model, CALVIN).eval()
         # The readout of an untrained keypoint head is zero; any value tells clips apart.
         for parameter in model.vlm.keypoint_head[-1].parameters():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -275,13 +276,13 @@ def test_changing_retrieved_clips_changes_the_loss_and_at_rollout_the_actions(ro
 
 def test_replay_takes_retrieved_clips_only(root):
     config = finetuning(root, "unused", **claims(root)["replay"])
-    data = RobotData(config, PolicyNet(config.model))
+    data = RobotData(config, PolicyNet(config.model, CALVIN))
     batch = data.batch_of(0)
     assert batch["replay"]["static"].shape == (4, 2, 32, 32, 3) and "static" not in batch["clips"]
     clips = batch["clips"]["keypoints"].flatten(0, 1)
     assert all(any(torch.equal(window, clip) for clip in clips) for window in batch["replay"]["keypoints"])
     whole = finetuning(root, "unused", replay_windows=None, **claims(root)["replay"])
-    assert RobotData(whole, PolicyNet(whole.model)).batch_of(0)["clips"]["static"].shape == (8, 2, 2, 32, 32, 3)
+    assert RobotData(whole, PolicyNet(whole.model, CALVIN)).batch_of(0)["clips"]["static"].shape == (8, 2, 2, 32, 32, 3)
 
 
 def test_pretrained_weights_are_trained_at_their_share_of_the_rate(root, tmp_path):
@@ -301,7 +302,7 @@ def test_pretrained_weights_are_trained_at_their_share_of_the_rate(root, tmp_pat
 
 def test_replay_foresees_as_far_as_stage_one_did(root):
     config = finetuning(root, "unused", index=str(root / "index"), model={"horizon": 3})
-    data = RobotData(config, PolicyNet(config.model))
+    data = RobotData(config, PolicyNet(config.model, CALVIN))
     whole = data.batch_of(0)
     assert "future_keypoints" not in whole["clips"], "the map reads none"
     batch = whole["replay"]
@@ -311,7 +312,7 @@ def test_replay_foresees_as_far_as_stage_one_did(root):
 
 def test_held_out_groups_are_never_drawn(root):
     config = finetuning(root, "unused", data={"episodes_per_task": 2})
-    data = RobotData(config, PolicyNet(config.model))
+    data = RobotData(config, PolicyNet(config.model, CALVIN))
     table = data.windows.table
     held_out = set(table.group[table.episode_of_image[data.held_out]])
     drawn = {

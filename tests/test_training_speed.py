@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from arvrm.model.policy_net import PolicyNet
 from arvrm.model.published.config import PublishedConfig
 from arvrm.model.transformer import FullBlock, attend, attention_kernel, compile_blocks
+from arvrm.robots.calvin import CALVIN
 from arvrm.training import TrainConfig
 from arvrm.training.loop import Trainer
 
@@ -59,7 +60,7 @@ def built(case, **changes):
         pytest.importorskip("transformers")
     torch.manual_seed(0)
     clips = 0 if case == "as published" else 2
-    return PolicyNet(settings).train(), robot_batch(clips=clips)
+    return PolicyNet(settings, CALVIN).train(), robot_batch(clips=clips)
 
 
 def test_a_wait_is_found_when_there_is_one():

@@ -24,7 +24,6 @@ from arvrm.model.pixels import fit_images
 from arvrm.model.segments import check_segments, windows_of
 from arvrm.model.transformer import expect, expect_frames, mlp
 from arvrm.model.vit import VitEncoder
-from arvrm.robots.calvin import CALVIN
 
 
 class PolicyNet(nn.Module):
@@ -36,7 +35,7 @@ class PolicyNet(nn.Module):
 
     kind = "policy"
 
-    def __init__(self, config: ModelConfig, robot: Robot = CALVIN) -> None:
+    def __init__(self, config: ModelConfig, robot: Robot) -> None:
         super().__init__()
         _check(config, robot)
         self.config, self.robot = config, robot
