@@ -265,6 +265,232 @@ def test_absolute_default_actions_are_made_relative(store, copy, tmp_path):
     np.testing.assert_array_equal(arrays["actions"][:, 6], gripper[:7])
 
 
+def episodes_table(folder, change):
+    path = folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    rows = pq.read_table(path).to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def strangers(folder, change=lambda columns, info: None):
+    """Make a data set without what only our own export writes."""
+
+    def both(columns, info):
+        without_ours(columns, info)
+        change(columns, info)
+
+    rewrite(folder, both)
+
+    def plain(rows):
+        for row in rows:
+            for name in [name for name in row if name.startswith(("arvrm/", "stats/"))]:
+                del row[name]
+
+    episodes_table(folder, plain)
+    return folder
+
+
+@pytest.mark.parametrize("width", ["list", "large_list", "fixed", "double", "dictionary", "chunks"])
+def test_numbers_are_read_from_whichever_list_type_holds_them(store, copy, tmp_path, width):
+    def change(columns, info):
+        for name, size in (("observation.state", 15), ("action", 7)):
+            values = columns[name].to_pylist()
+            kinds = {
+                "list": pa.list_(pa.float32()),
+                "large_list": pa.large_list(pa.float32()),
+                "fixed": pa.list_(pa.float32(), size),
+                "double": pa.large_list(pa.float64()),
+                "dictionary": pa.list_(pa.float32()),
+                "chunks": pa.list_(pa.float32()),
+            }
+            if width == "chunks":
+                columns[name] = pa.chunked_array([pa.array([v], kinds[width]) for v in values])
+            else:
+                columns[name] = pa.array(values, kinds[width])
+        if width == "dictionary":
+            columns["task_index"] = columns["task_index"].combine_chunks().dictionary_encode()
+
+    again, report = back(strangers(copy, change), tmp_path)
+    assert report.left_out == {}
+    for id, other in zip(store.ids, again.ids, strict=True):
+        np.testing.assert_array_equal(again.arrays(other)["actions"], store.arrays(id)["actions"])
+
+
+def test_rows_that_lack_numbers_leave_out_their_episode_only(store, copy, tmp_path):
+    def change(columns, info):
+        values = columns["action"].to_pylist()
+        values[8] = None
+        values[16] = values[16][:6]
+        columns["action"] = pa.array(values, pa.list_(pa.float32()))
+
+    again, report = back(strangers(copy, change), tmp_path)
+    assert again.ids == ("lerobot/000000", "lerobot/000003")
+    assert "empty" in report.left_out["lerobot/000001"] and "numbers a row" in report.left_out["lerobot/000002"]
+
+
+def test_columns_that_nobody_needs_do_no_harm(store, copy, tmp_path):
+    def change(columns, info):
+        columns["notes"] = pa.array([["x"] * (n % 3) for n in range(34)])
+        columns["extra"] = pa.array([[{"role": "user"}] * (n % 2) for n in range(34)])
+
+    again, report = back(strangers(copy, change), tmp_path)
+    assert len(again) == 4 and report.left_out == {}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_sentences_are_those_of_the_frames_whatever_the_index_says(store, copy, tmp_path, order):
+    tasks = ["pull the drawer open", "press", "lift the red block"]
+
+    def change(columns, info):
+        index = columns["task_index"].to_pylist()
+        index[0:3], index[3:7] = [2] * 3, [1] * 4
+        columns["task_index"] = pa.array(index)
+
+    strangers(copy, change)
+    episodes_table(copy, lambda rows: [row.update(tasks=tasks[::order]) for row in rows])
+    table = pa.table({"task_index": [0, 1, 2], "__index_level_0__": tasks})
+    pq.write_table(table, copy / "meta" / "tasks.parquet")
+    again, report = back(copy, tmp_path)
+    assert report.left_out == {}
+    found = [(header.id, header.instruction, header.steps) for header in again.headers()]
+    assert found[:3] == [
+        ("lerobot/000000#1", "lift the red block", 3),
+        ("lerobot/000000#2", "press", 4),
+        ("lerobot/000001", "press", 8),
+    ]
+    assert len({header.group for header in again.headers()}) == 4
+    np.testing.assert_array_equal(
+        np.concatenate([again.arrays(id)["robot_obs"] for id in again.ids[:2]]),
+        store.arrays(store.ids[0])["robot_obs"].astype(np.float32),
+    )
+
+
+def test_a_task_that_no_file_names_leaves_out_its_episode(copy, tmp_path):
+    strangers(copy)
+    pq.write_table(pa.table({"task_index": [0, 1], "task": ["a", "b"]}), copy / "meta" / "tasks.parquet")
+    again, report = back(copy, tmp_path)
+    assert len(again) == 3 and "task 2" in report.left_out["lerobot/000003"]
+    (copy / "meta" / "tasks.parquet").unlink()
+    again, report = back(copy, tmp_path / "b")
+    assert len(again) == 4  # the index names one sentence for each
+    episodes_table(copy, lambda rows: rows[0].update(tasks=["a", "b"]))
+    again, report = back(copy, tmp_path / "c")
+    assert list(report.left_out) == ["lerobot/000000"]
+
+
+def shift(folder, feature, seconds):
+    episodes_table(folder, lambda rows: [row.update({f"videos/{feature}/from_timestamp": t})
+                                         for row, t in zip(rows, seconds, strict=True)])  # fmt: skip
+
+
+def test_frames_are_found_by_their_time_or_not_at_all(store, copy, tmp_path):
+    strangers(copy)
+    starts = [0.0, 7 / 30, 15 / 30 + 0.01, 24 / 30 + 5.0]
+    shift(copy, TOP, starts)
+    again, report = back(copy, tmp_path)
+    assert again.ids == ("lerobot/000000", "lerobot/000001")
+    assert "no frame at 0.51" in report.left_out["lerobot/000002"]
+    assert "ends before" in report.left_out["lerobot/000003"]
+
+
+def test_a_time_stamp_that_is_no_multiple_of_the_rate_leaves_out_the_episode(copy, tmp_path):
+    def change(columns, info):
+        times = columns["timestamp"].to_pylist()
+        times[3] += 0.004
+        columns["timestamp"] = pa.array(times, pa.float32())
+
+    again, report = back(strangers(copy, change), tmp_path)
+    assert len(again) == 3 and "0.0373 s apart" in report.left_out["lerobot/000000"]
+
+
+def test_rows_are_found_in_another_file_than_the_index_says(store, copy, tmp_path):
+    strangers(copy)
+    path = copy / "data" / "chunk-000" / "file-000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.slice(15), path.with_name("file-007.parquet"))
+    pq.write_table(table.slice(0, 15), path)
+    path.with_name("._file-000.parquet").write_bytes(b"\0\5\x16\7")
+    again, report = back(copy, tmp_path)
+    assert len(again) == 4 and report.left_out == {}
+    np.testing.assert_array_equal(again.arrays(again.ids[3])["actions"], store.arrays(store.ids[3])["actions"])
+    pq.write_table(table.slice(24), path.with_name("file-008.parquet"))  # twice: which is right?
+    again, report = back(copy, tmp_path / "b")
+    assert list(report.left_out) == ["lerobot/000003"] and "2 other files" in report.left_out["lerobot/000003"]
+
+
+def test_absolute_actions_are_known_by_their_nearness_to_the_pose(store, copy, tmp_path):
+    rng = np.random.default_rng(3)
+    state = np.tile([0.1, -0.2, 0.5, 3.12, 0.0, 1.5, 0.08, *[0.0] * 7, 1.0], (34, 1))
+    target = state[:, :6] + rng.uniform(-0.03, 0.03, (34, 6))
+    target[:, 3] = (target[:, 3] + np.pi) % (2 * np.pi) - np.pi  # some beyond the jump from pi to -pi
+    absolute = np.concatenate([target, np.where(np.arange(34) % 2, 1.0, -1.0)[:, None]], axis=1).astype(np.float32)
+
+    def change(columns, info):
+        columns["observation.state"] = pa.array(state.astype(np.float32).tolist(), pa.list_(pa.float32()))
+        columns["action"] = pa.array(absolute.tolist(), pa.list_(pa.float32()))
+        del columns["action.absolute"], info["features"]["action.absolute"]
+
+    again, report = back(strangers(copy, change), tmp_path)
+    assert report.left_out == {}
+    found = np.concatenate([again.arrays(id)["actions"] for id in again.ids])
+    np.testing.assert_allclose(found, relative_action(state, absolute, absolute[:, 6]), atol=1e-4)
+
+
+def test_actions_that_are_neither_relative_nor_near_the_pose_are_left_out_unclipped(copy, tmp_path):
+    def change(columns, info):
+        values = np.array(columns["action"].to_pylist(), np.float32)
+        values[:7, 3] = 3.14
+        columns["action"] = pa.array(values.tolist(), pa.list_(pa.float32()))
+
+    again, report = back(strangers(copy, change), tmp_path)
+    assert len(again) == 3 and "3.14" in report.left_out["lerobot/000000"]
+    assert "--action" in report.left_out["lerobot/000000"] and "clip it" not in report.left_out["lerobot/000000"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda info: info.update(fps=float("nan")), "fps"),
+        (lambda info: info.update(fps=1e300), "fps"),
+        (lambda info: info.update(features=[1]), "features"),
+        (lambda info: info.update(features={"a": 3}), "features"),
+    ],
+)
+def test_bad_values_of_the_info_file_are_one_line(copy, tmp_path, change, said):
+    path = copy / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    change(info)
+    path.write_text(json.dumps(info))
+    with pytest.raises(UserError, match=said):
+        back(copy, tmp_path)
+
+
+def test_chunk_numbers_and_templates_of_any_size_reserve_nothing(copy, tmp_path):
+    strangers(copy)
+    top = f"videos/{TOP}/chunk_index"
+    episodes_table(copy, lambda rows: [rows[0].update({top: 999_999_999}), rows[1].update({top: -1})])
+    _, report = back(copy, tmp_path)
+    assert set(report.left_out) == {"lerobot/000000", "lerobot/000001"}
+    path = copy / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    info["video_path"] = "{chunk_index:0999999999d}/{file_index}/{video_key}.mp4"
+    path.write_text(json.dumps(info))
+    _, report = back(copy, tmp_path / "b")
+    assert sum("none of LeRobot v3" in reason for reason in report.left_out.values()) == 3 and len(report.left_out) == 4
+
+
+def test_a_changed_index_is_no_continuation(copy, tmp_path):
+    back(copy, tmp_path)
+    pq.write_table(pa.table({"task_index": [0, 1, 2], "task": ["a", "b", "c"]}), copy / "meta" / "tasks.parquet")
+    with pytest.raises(UserError, match="index_sha256"):
+        back(copy, tmp_path, resume=True)
+
+
+def test_a_prefix_keeps_two_data_sets_apart(copy, tmp_path):
+    again, _ = back(strangers(copy), tmp_path, prefix="lab/")
+    assert again.ids[0] == "lab/lerobot/000000" and again.header(again.ids[0]).group == "lab/lerobot/000000"
+
+
 def test_pictures_inside_the_table_are_read(store, copy, tmp_path):
     from PIL import Image
 

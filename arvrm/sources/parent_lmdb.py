@@ -99,14 +99,19 @@ class _Reader:
             self.entries = self.env.stat()["entries"]
         except (lmdb.Error, OSError) as error:
             raise UserError(f"{folder}: cannot be opened ({error}); copy it again") from error
-        if (size := (folder / "data.mdb").stat().st_size) < pages:  # reading past the end would kill the process
-            raise UserError(f"{folder}: is truncated ({size} of {pages} bytes); copy it again")
+        self._size = (folder / "data.mdb").stat().st_size
+        if self._size < pages:
+            raise UserError(f"{folder}: is truncated ({self._size} of {pages} bytes); copy it again")
 
     def get(self, key: str) -> Any:
         try:
-            with self.env.begin() as txn:
-                raw = txn.get(key.encode())
-        except lmdb.Error as error:  # a damaged page
+            with self.env.begin(buffers=True) as txn:
+                view = txn.get(key.encode())
+                # A damaged page can state any length, and reading past the file's end would kill the process.
+                if view is not None and len(view) > self._size:
+                    raise LeftOut(f"{key} states {len(view)} bytes")
+                raw = None if view is None else bytes(view)
+        except lmdb.Error as error:
             raise LeftOut(f"{key} cannot be read ({error})") from error
         if raw is None:
             raise LeftOut(f"{key} is missing")
