@@ -6,11 +6,15 @@ import subprocess
 import sys
 
 import pytest
+from model_batches import small
 from page_code import write_files
 
 from arvrm.config import from_dict
 from arvrm.evaluation import EvaluateConfig, evaluate
 from arvrm.interface import UserError
+from arvrm.model.checkpoint import save_checkpoint
+from arvrm.model.metadata import CheckpointMetadata
+from arvrm.model.policy_net import PolicyNet
 from arvrm.results import load_results
 
 POINT = ("--world", "my_world:PointWorld", "--robot", "my_world:ROBOT", "--workers", "2", "--max-steps", "60")
@@ -68,6 +72,22 @@ def test_page_s_policy_rolls_out_at_the_play_table(folder):
     assert ran.returncode == 0, ran.stderr
     results = load_results(folder / "table.json")
     assert results["versions"]["robot"] == "calvin" and results["crashed"] == 0 and len(results["chains"]) == 1
+
+
+def test_checkpoint_for_one_s_own_robot_rolls_out_in_one_s_own_world(here):
+    from my_world import ROBOT
+
+    metadata = CheckpointMetadata("finetune", history=2, stride=3, images={"rgb_top": 32})
+    save_checkpoint(here / "policy", PolicyNet(small(), ROBOT), metadata)
+    words = ("--checkpoint", "policy", "--output", "a.json", "--chains", "3")
+    ran = command(here, *POINT, *words)
+    assert ran.returncode == 0, ran.stderr
+    results = load_results(here / "a.json")
+    assert results["crashed"] == 0 and len(results["chains"]) == 3 and results["planning"]["plans"] > 0
+    unknown = command(here, *POINT[:2], *words, "--overwrite")
+    assert unknown.returncode == 2 and "unknown robot 'my-point'" in unknown.stderr
+    elsewhere = command(here, *POINT[2:], *words, "--overwrite")
+    assert elsewhere.returncode == 2 and "robot 'my-point', this world has 'calvin'" in elsewhere.stderr
 
 
 def test_policy_of_another_robot_is_refused_before_the_first_chain(folder):

@@ -3,6 +3,7 @@ import functools
 
 import numpy as np
 import pytest
+import second_robot
 import torch
 from model_batches import small
 from small_stores import human_store, robot_store
@@ -20,6 +21,8 @@ from arvrm.robots.calvin import CALVIN
 from arvrm.training import IndexConfig, build_index_stage
 from arvrm.windows import EpisodeTable, RobotWindows, TextTable, WindowConfig, decode_frames
 
+BACKBONE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+BACKBONE |= {"image_size": 32, "patch_size": 8}
 METADATA = CheckpointMetadata("finetune", history=2, stride=3, images={"rgb_static": 32, "rgb_gripper": 16}, clips=2)
 
 
@@ -188,6 +191,60 @@ class Recorded:
         return chunks
 
 
+# A robot of another shape -----------------------------------------------------------------------------------------
+
+
+def robot_policy(folder, robot, vision, **statistics):
+    """A policy of a robot that is not CALVIN's, in a window of two frames."""
+    torch.manual_seed(0)
+    if statistics:
+        robot = robot.with_statistics(statistics)
+    net = PolicyNet(small(vision=vision), robot)
+    images = {camera.name: 32 if camera.role == "static" else 16 for camera in robot.cameras}
+    metadata = CheckpointMetadata("finetune", 2, 3, images)
+    return save_checkpoint(folder, net, metadata=metadata, overwrite=True)
+
+
+def robot_request(robot, number=0, step=6):
+    rng = np.random.default_rng(number)
+
+    def frame():
+        sizes = {camera.name: 32 if camera.role == "static" else 16 for camera in robot.cameras}
+        images = {name: rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for name, size in sizes.items()}
+        return Observation(robot.example(rng), images)
+
+    return PlanRequest("reach for the bell", (frame(), frame()), rollout=number, step=step)
+
+
+CONV, VIT = {}, {"encoder": "mae", "backbone": BACKBONE, "frozen": True, "film": False, "static_size": 32}
+
+
+@pytest.mark.parametrize("vision", [CONV, VIT], ids=["conv", "vit"])
+@pytest.mark.parametrize("robot", [second_robot.ROBOT, second_robot.ONE_CAMERA], ids=lambda robot: robot.name)
+def test_robot_of_another_shape_is_planned_for_in_its_own_units(tmp_path, robot, vision):
+    policy = load_policy(robot_policy(tmp_path / "policy", robot, vision), batch=2)
+    assert policy.spec.robot == robot.name and list(policy.spec.image_sizes) == [c.name for c in robot.cameras]
+    requests = [robot_request(robot, number) for number in range(3)]
+    together = policy.plan(requests)
+    for number, chunk in enumerate(together):
+        assert chunk.shape == (4, robot.actions.size) and chunk.dtype == np.float32
+        robot.check_actions("plan", chunk)
+        assert np.array_equal(policy.plan([requests[number]])[0], chunk)
+    assert np.abs(together[0] - together[1]).max() > 0
+
+
+def test_checkpoint_s_own_numbers_decide_what_state_and_actions_mean(tmp_path):
+    robot = second_robot.ROBOT
+    wide = {"low": [2 * number for number in robot.statistics.low], "high": [2 * n for n in robot.statistics.high]}
+    plain = load_policy(robot_policy(tmp_path / "plain", robot, CONV))
+    doubled = load_policy(robot_policy(tmp_path / "doubled", robot, CONV, **wide))
+    frame = robot_request(robot).history[0]
+    twice = Observation({"state": 2 * frame.state["state"]}, frame.images)
+    first = plain.plan([PlanRequest("reach for the bell", (frame, frame), 0, 6)])[0]
+    second = doubled.plan([PlanRequest("reach for the bell", (twice, twice), 0, 6)])[0]
+    np.testing.assert_allclose(second, 2 * first, rtol=1e-4, atol=1e-4)
+
+
 def test_rollouts_of_a_policy_are_the_same_to_the_bit_for_any_number_of_workers(tmp_path):
     """With the real simulator, a network with random weights and its own images."""
     folder = make_policy(
@@ -208,9 +265,7 @@ def test_rollouts_of_a_policy_are_the_same_to_the_bit_for_any_number_of_workers(
 @pytest.fixture(scope="module")
 def vit_checkpoint(tmp_path_factory):
     """A policy with a window of four frames and a frozen ViT."""
-    backbone = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    backbone |= {"image_size": 32, "patch_size": 8}
-    vision = {"encoder": "mae", "backbone": backbone, "frozen": True, "film": False, "static_size": 32}
+    vision = {"encoder": "mae", "backbone": BACKBONE, "frozen": True, "film": False, "static_size": 32}
     metadata = dataclasses.replace(METADATA, history=4, stride=2, execute_steps=1)
     return make_policy(tmp_path_factory.mktemp("vit") / "checkpoint", metadata, vision=vision)
 
