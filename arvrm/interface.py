@@ -462,12 +462,12 @@ class RobotBatch(TypedDict, total=False):
             [-1, 1]; landmark_mask: (B, T, N) bool.
         landmark_offsets: (B, T, N, 3) float32, optional: world positions of those points minus the TCP's, in units of
             LANDMARK_UNIT_M; valid where landmark_mask.
-        next_static, next_gripper: (B, T, H, W, 3) uint8, optional: the frames that the image-prediction head foresees;
+        next_static, next_gripper: (B, T, H, W, 3) uint8, optional: the frames that the image head predicts;
             next_image_mask: (B, T) bool.
         segments: optional, in place of static, gripper, next_static, next_gripper and the features: S runs of frames
             that windows share. B = S n; window i of a run has its frames i to i + T - 1. Keys: static (S, F, H, W, 3)
-            uint8, F at least n + T - 1: the first so many are read, the last so many are those to foresee. Or
-            static_features (S, n + T - 1, 1 + P, D), beside which static, if given, holds frames to foresee only. The
+            uint8, F at least n + T - 1: the first so many are read, the last so many are those to predict. Or
+            static_features (S, n + T - 1, 1 + P, D), beside which static, if given, holds frames to predict only. The
             same of gripper.
         clips: HumanBatch with axes (B, J) in place of B, time-aligned to the window's T frames, or None. A missing
             clip has `frame_mask` all False.

@@ -21,7 +21,8 @@ from arvrm.episodes import EpisodeStore
 from arvrm.geometry import intrinsics, look_at, project
 from arvrm.interface import LANDMARK_UNIT_M
 from arvrm.model.checkpoint import load_checkpoint
-from arvrm.model.encoders import TextEncoder, centres, fit_images
+from arvrm.model.encoders import TextEncoder, fit_images
+from arvrm.model.heatmaps import centres
 from arvrm.retrieval import ClipIndex, frame_features, resample
 from arvrm.sim.builtin import builtin_scene
 from arvrm.training import text_table

@@ -1,4 +1,4 @@
-"""Does stage 1 foresee hands that it has not seen, synthetic and photographed?
+"""Does stage 1 predict hands that it has not seen, synthetic and photographed?
 
     python benchmarks/teaches.py --photos DIR --model hand_landmarker.task --human STORE --output runs/teaches \
         [section.key=value ...]

@@ -15,7 +15,8 @@ from original_files import CLIP_WORDS, openai_clip, openai_vocabulary, original_
 from arvrm.interface import UserError
 from arvrm.model import backbones
 from arvrm.model.config import TextConfig, VisionConfig
-from arvrm.model.encoders import TextEncoder, VitEncoder
+from arvrm.model.text import TextEncoder
+from arvrm.model.vit import VitEncoder
 
 
 def images(size=40, count=3):

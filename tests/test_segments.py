@@ -109,7 +109,7 @@ def test_features_kept_on_disk_give_the_losses_of_images(root, tmp_path):
         together = RobotData(config(root, segment_windows=5, **vars_of(settings)), model)
         shared, plain = plain_twin(together, 0)
         assert shared["segments"]["static_features"].shape[:2] == (3, 8)
-        assert shared["segments"]["static"].shape[:2] == (3, 8), "only the frames to foresee are decoded"
+        assert shared["segments"]["static"].shape[:2] == (3, 8), "only the frames to predict are decoded"
         one, two = losses(model, shared), losses(model, plain)
         assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
 
@@ -135,7 +135,7 @@ def test_each_frame_is_encoded_once_and_a_segment_shifts_as_one(root):
     assert seen["static_tokens"].shape[:2] == (15, 4)
     offset = seen["offset"].view(3, 5, 2)
     assert (offset == offset[:, :1]).all() and len(torch.unique(offset[:, 0], dim=0)) > 1
-    # Frame i + 1 of a window is frame i of the next one, token by token; what is foreseen is shifted alike.
+    # Frame i + 1 of a window is frame i of the next one, token by token; what is predicted is shifted alike.
     tokens = seen["static_tokens"].view(3, 5, 4, *seen["static_tokens"].shape[2:])
     assert torch.equal(tokens[:, :-1, 1:], tokens[:, 1:, :-1])
     assert torch.equal(seen["static_later"][:, :6], images[0].unflatten(0, (3, 8))[:, 2:])

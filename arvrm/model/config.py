@@ -140,7 +140,7 @@ class ModelConfig:
         published: what of a published architecture the network has in place of our parts; null: nothing.
         width: d of the transformer.
         layers, heads: of the transformer.
-        attention: "token": a token sees those before it, as in the official code; "frame": all of its own frame too.
+        attention: "token": a token sees those before it; "frame": all of its own frame too.
         dropout: in the transformer's residual branches.
         max_frames: longest window (rows of the time embedding).
         latents: M of the Perceiver resampler.

@@ -153,7 +153,7 @@ def sequence_mask(token_mask: Tensor, query_frames: Tensor, attention: str) -> T
     """Say which context token each context token and each query may see.
 
     Context tokens are ordered by frame, n a frame. A query of frame f sees the context of frames up to f, never a query
-    (itself included, as in the official code).
+    (itself included).
 
     Args:
         token_mask: (B, T, n) bool, False for tokens that nobody may see: padding, absent clips.
