@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -50,30 +50,33 @@ class EvaluateHandsConfig:
             raise ValueError(f"windows is {self.windows}; it must be at least 1")
 
 
-class HandTable(TypedDict, total=False):
-    """One of the tables of `evaluate_hands`; its numbers by row, then by horizon as text.
-
-    Keys:
-        path: of the store.
-        held_out_of_training: its clips are those that were held out; False: it was not trained on at all.
-        clips, windows, groups, sentences: how many there are.
-        loss: as in training.
-        error_px: mean over joints, windows and clips, in pixels at 224; None where no clip goes on for so long.
-        above_model_px_95: 95 % interval of a row's difference from the model's (bootstrap over groups, if there are
-            two).
-        model_px_per_joint: the model's means, K of them.
-    """
-
-    path: str
-    held_out_of_training: bool
-    clips: int
-    windows: int
-    sentences: int
+class _Numbers(TypedDict):
     loss: float
     groups: int
     error_px: dict[str, dict[str, float | None]]
     above_model_px_95: dict[str, dict[str, list[float]]]
     model_px_per_joint: dict[str, list[float]]
+
+
+class HandTable(_Numbers):
+    """One of the tables of `evaluate_hands`; its numbers by row, then by horizon as text.
+
+    Keys:
+        loss: as in training.
+        error_px: mean over joints, windows and clips, in pixels at 224; None where no clip goes on for so long.
+        above_model_px_95: 95 % interval of a row's difference from the model's (bootstrap over groups, if there are
+            two).
+        model_px_per_joint: the model's means, K of them.
+        path: of the store.
+        groups, clips, windows, sentences: how many there are.
+        held_out_of_training: its clips are those that were held out; False: it was not trained on at all.
+    """
+
+    path: str
+    clips: int
+    windows: int
+    held_out_of_training: NotRequired[bool]
+    sentences: NotRequired[int]
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ def _over_all(parts: Sequence[_Part], seed: int) -> HandTable:
     }
 
 
-def _numbers(judged: Judged, groups: np.ndarray, seed: int, rounds: int = 1000) -> HandTable:
+def _numbers(judged: Judged, groups: np.ndarray, seed: int, rounds: int = 1000) -> _Numbers:
     """Return means per row and horizon, and how sure their difference from the model's is."""
     _, group = np.unique(groups, return_inverse=True)
     number = int(group.max()) + 1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from arvrm.interface import HumanBatch
 from arvrm.model.encoders import fit_images
-from arvrm.model.keypoint_vlm import last_motion, last_seen
+from arvrm.model.keypoint_vlm import KeypointVLM, last_motion, last_seen
 from arvrm.training.loop import to_device
 from arvrm.windows import HumanWindows, in_batches
 
@@ -76,7 +76,8 @@ def judge_windows(
     one), "frames_shuffled" the images of another window, "frames_blanked" grey images; all else stays. A joint never
     seen in the window cannot be held, and counts for none of the rows.
     """
-    network, device = getattr(model, "module", model), torch.device(device)
+    network: KeypointVLM = getattr(model, "module", model)
+    device = torch.device(device)
     inputs_of = _Inputs(network, windows, anchors, device, np.random.default_rng(seed))
     rows = ("model", "hold", "velocity", *controls)
     shape = (0, len(HORIZONS), windows.joints)
@@ -115,7 +116,7 @@ class _Inputs:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: KeypointVLM,
         windows: HumanWindows,
         anchors: np.ndarray,
         device: torch.device,

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ from arvrm.training.optimizer import Average, learning_rate, make_optimizer, set
 from arvrm.training.state import load_state, save_state
 
 if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
     from tqdm import tqdm
 
 Batch = Mapping[str, object]
@@ -51,9 +52,9 @@ _VALIDATION = 1 << 40
 def to_device(batch: _Nested, device: torch.device) -> _Nested:
     """Move the tensors of a nested batch."""
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        return cast(_Nested, batch.to(device, non_blocking=True))
     if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
+        return cast(_Nested, {key: to_device(value, device) for key, value in batch.items()})
     return batch
 
 
@@ -291,7 +292,7 @@ class Trainer:
                 yield
             finally:
                 if shards():
-                    self.bare.reshard()  # what was gathered may be the averages
+                    cast("FSDPModule", self.bare).reshard()  # what was gathered may be the averages
 
     def _stop_if_told(self, run: _Run, signals: _Signals) -> None:
         wish = signals.received is not None or processes.orphaned()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ class RobotData:
             self.draws, self.segments = self._cut(table)
         some = None if self.segments is None else self.segments.last
         self.sampler = sampler_of(table, self.train, data, config.train.seed, some)
-        self.clips = self._retrieve(encoder, model, progress) if config.index else None
+        self.clips = self._retrieve(config.index, encoder, model, progress) if config.index else None
 
     def _cameras(
         self, table: EpisodeTable, model: PolicyNetwork, progress: bool
@@ -91,9 +91,9 @@ class RobotData:
         draws = micro_batches * -(-train.batch // (micro_batches * length))
         return draws, cut_segments(table, self.train, length)
 
-    def _retrieve(self, encoder: TextEncoder, model: PolicyNetwork, progress: bool) -> RetrievedClips:
+    def _retrieve(self, path: str, encoder: TextEncoder, model: PolicyNetwork, progress: bool) -> RetrievedClips:
         config, table = self.config, self.windows.table
-        index = ClipIndex.load(config.index)
+        index = ClipIndex.load(path)
         humans = EpisodeTable(index.open_stores(), "human", config.window.stride, config.data.cache)
         frames = None
         if config.model.loss.replay > 0:
@@ -155,9 +155,9 @@ class RobotData:
         size = -(-count // micro_batch.of)
         rows = np.arange(size * micro_batch.number, size * (micro_batch.number + 1))
         spare, rows = torch.from_numpy(rows >= count), np.minimum(rows, count - 1)
-        chosen, j = clips.batch(anchors[which[rows]]), torch.from_numpy(clip[rows])
-        replay = {name: value[torch.arange(size), j] for name, value in chosen.items()}
+        chosen = cast("dict[str, torch.Tensor]", clips.batch(anchors[which[rows]]))
+        replay = {name: value[torch.arange(size), torch.from_numpy(clip[rows])] for name, value in chosen.items()}
         for name, value in replay.items():
             if name.endswith("visible"):
                 value[spare] = False
-        return replay
+        return cast("HumanBatch", replay)
