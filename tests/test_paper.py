@@ -111,7 +111,7 @@ def test_run_starts_from_an_original_checkpoint(tmp_path):
     state = OfficialGR1(3, frames=4, text=24, resampler=(2, 4, 8), heads=12, width=96).saved()
     torch.save({"state_dict": state}, tmp_path / "GR1_0.pth")
     config = paper.finetune_config(paper.parse({**values, "pretrained_ckpt_path": str(tmp_path / "GR1_0.pth")}))
-    assert config.model.width == 96 and config.model.positions == 1024
+    assert config.model.width == 96 and config.model.published.positions == 1024
     assert json.loads((Path(config.pretrained) / "import.json").read_text())["kind"] == "gr-chunk"
     with pytest.raises(UserError, match="chunk_size 5"):
         paper.finetune_config(
