@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_hands import hand_video, shape
+from page_code import write_files
 from PIL import Image
 from test_corpora import write_egodex
 from video_files import write_video
@@ -167,6 +168,80 @@ def test_published_sets_go_through_the_same_door(tmp_path):
     report = convert(folder, tmp_path / "s2", source="ego4d")
     # Three seconds around 3.5 s, of which the video has two: what we put around a moment may well be cut.
     assert report.steps == 20 and report.cut == []
+
+
+def test_a_corpus_of_ones_own_goes_through_the_same_door(tmp_path, monkeypatch, capsys):
+    write_files("extending.md", "A video corpus", tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = tmp_path / "videos"
+    (folder / "day 1").mkdir(parents=True)
+    hand_video(folder / "day 1" / "c1.mp4", frames=40, fps=25)
+    rows = ["c1,ann,push the cup,0,24", "c1,ann,lift it, then wave,0,24", "c1,ann,wave,x,24", "c2,bea,wave,0,24"]
+    (folder / "labels.csv").write_text("\n".join(["clip,person,sentence,first,last", *rows]) + "\n")
+    arguments = ["convert", "human", "--source", "my_corpus:plan", "--input", str(folder), "--detector", BLOB]
+    assert main([*arguments, "--output", str(tmp_path / "s"), "--workers", "1"]) == 1
+    said = capsys.readouterr().err
+    assert "labels.csv:3: has 6 cells" in said and "labels.csv:4: first and last are no frame numbers" in said
+    assert "1 annotated videos are not in the folder" in said
+    store = EpisodeStore(tmp_path / "s")
+    header = store.header(store.ids[0])
+    assert (header.id, header.instruction, header.group, header.steps) == ("labels.csv:2", "push the cup", "ann", 25)
+    assert store.manifest["source"] == "human/my_corpus:plan"
+    for name, said in {"no.such:plan": "cannot be imported", "folders": "package.module:function"}.items():
+        with pytest.raises(UserError, match=said):
+            convert(folder, tmp_path / "t", source=name)
+
+
+@pytest.mark.parametrize("fps", [24, 25, 30, 50, 59.94])
+def test_images_are_a_tenth_of_a_second_apart_at_any_rate(tmp_path, fps):
+    (tmp_path / "v").mkdir()
+    count = round(2 * fps)
+    pictures = [np.full((96, 128, 3), 60, np.uint8) for _ in range(count)]
+    for number, image in enumerate(pictures):
+        image[48:60, 40 + number // 4 : 52 + number // 4] = 255
+    write_video(tmp_path / "v" / "push.mkv", pictures, fps=round(fps), times=[n / fps for n in range(count)])
+    convert(tmp_path / "v", tmp_path / "s", fps=30.0)
+    header = EpisodeStore(tmp_path / "s").header("push.mkv")
+    seconds = header.image_steps / header.fps
+    assert len(seconds) <= 20 and np.abs(seconds - 0.1 * np.arange(len(seconds))).max() < 1 / header.fps
+
+
+def test_changed_annotations_are_no_continuation(tmp_path):
+    folder = tmp_path / "v"
+    folder.mkdir()
+    hand_video(folder / "a.mp4", frames=24)
+    file = folder / "annotations.csv"
+    file.write_text("file,start,end,text\na.mp4,0,1,push\na.mp4,1,2,pull\n")
+    convert(folder, tmp_path / "s")
+    file.write_text("file,start,end,text\na.mp4,0,1,push\n")
+    with pytest.raises(UserError, match="annotations_sha256"):
+        convert(folder, tmp_path / "s", resume=True)
+    attributes = {"llm_description": "Push the cup.", "session_name": "s1"}
+    write_egodex(tmp_path / "e/0.hdf5", frames=12, attributes=attributes, move=0.01)
+    write_video(tmp_path / "e/0.mp4", [np.full((54, 96, 3), 90, np.uint8)] * 12, 30)
+    convert(tmp_path / "e", tmp_path / "t", source="egodex", image_size=54)
+    write_egodex(tmp_path / "e/0.hdf5", frames=12, attributes=attributes | {"llm_description": "Lift it."}, move=0.01)
+    with pytest.raises(UserError, match="'Lift it'.*--overwrite"):
+        convert(tmp_path / "e", tmp_path / "t", source="egodex", image_size=54, resume=True)
+
+
+def test_one_damaged_file_of_egodex_and_one_odd_sequence_leave_the_others(tmp_path):
+    folder = tmp_path / "e"
+    for number in range(3):
+        write_egodex(folder / f"{number}.hdf5", 12, {"llm_description": "Push.", "session_name": "s"}, move=0.01)
+        write_video(folder / f"{number}.mp4", [np.full((54, 96, 3), 90, np.uint8)] * 12, 30)
+    data = bytearray((folder / "1.hdf5").read_bytes())
+    data[600:4000] = os.urandom(3400)
+    (folder / "1.hdf5").write_bytes(data)
+    report = convert(folder, tmp_path / "s", source="egodex", image_size=54)
+    assert report.episodes == 2 and list(report.errors) == ["1"]
+    folder = tmp_path / "v"
+    for name, sizes in {"push 1": [(64, 48)] * 3, "pull 2": [(64, 48), (48, 64), (64, 48)]}.items():
+        (folder / name).mkdir(parents=True)
+        for number, size in enumerate(sizes):
+            Image.new("RGB", size, "white").save(folder / name / f"{number}².png")
+    report = convert(folder, tmp_path / "t", min_detection_rate=0.0, max_jitter=99.0, max_truncation=1.0)
+    assert "unlike the first" in report.errors["pull 2"]
 
 
 # What must not happen ------------------------------------------------------------------------------------------------

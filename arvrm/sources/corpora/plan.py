@@ -93,8 +93,13 @@ def plan(
     files = VideoFolder(folder, annotations, clip_seconds, follow_links)
     own = source == "folder"
     draft = _Draft(files, sequence_fps if sequence_fps is not None or not own else 30.0, prefix)
-    for entry in corpus(files):
-        draft.take(entry)
+    try:
+        for entry in corpus(files):
+            draft.take(entry)
+    except UserError:
+        raise
+    except Exception as error:  # a corpus of one's own may raise anything
+        raise UserError(f"--source {source}: failed ({type(error).__name__}: {error}); mend it") from error
     if not draft.segments and not draft.refused and not draft.skipped:
         missing = f"; none of its {len(draft.absent)} annotated videos is there" if draft.absent else ""
         raise UserError(f"{folder}: holds no clip of source {source}{missing}; give the folder with the videos")
