@@ -21,11 +21,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="JSON file: published, or of `arvrm evaluate`")
     arguments, rest = parser.parse_known_args(argv)
     from arvrm import cli, paper
+    from arvrm.files import read_json
 
     given: list[str] = []
 
     def read() -> None:
-        values = paper.read_json(arguments.config)
+        values = read_json(arguments.config)
         if not paper.is_published(values):
             given.extend(["--config", arguments.config])
             return

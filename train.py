@@ -21,9 +21,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing run")
     arguments = parser.parse_args(argv)
     from arvrm import paper, processes, training
+    from arvrm.files import read_json
 
     def run() -> None:
-        values = paper.read_json(arguments.config)
+        values = read_json(arguments.config)
         if paper.is_published(values):
             published = paper.parse(values, arguments.config)
             for note in published.notes if processes.is_main() else ():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import os
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from arvrm import processes
 from arvrm.config import from_dict
 from arvrm.episodes import EpisodeStore
+from arvrm.files import read_json
 from arvrm.interface import UserError
 from arvrm.model.config import LossConfig, ModelConfig
 from arvrm.model.published.config import SecondVisionConfig
@@ -27,7 +27,7 @@ from arvrm.training import DataConfig, FinetuneConfig, IndexConfig, PretrainConf
 from arvrm.windows import EpisodeTable, WindowConfig, split_episodes
 
 VALIDATION = 0.1
-"""Share that the published code holds out; here by chain or video, there by frame."""
+"""Fraction that the published code holds out; here by chain or video, there by frame."""
 
 READ: dict[str, Any] = {
     "LMDB_path": "./calvin_lmdb/",
@@ -108,23 +108,6 @@ class Published:
     place: str
     values: dict[str, Any]
     notes: tuple[str, ...] = ()
-
-
-def read_json(file: str | Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        UserError: no such file, or not a JSON object.
-    """
-    try:
-        values = json.loads(Path(file).read_text())
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; give an existing JSON file") from error
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}); correct it") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: expected a JSON object at the top; give a configuration")
-    return values
 
 
 def is_published(values: dict[str, Any]) -> bool:

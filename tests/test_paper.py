@@ -14,6 +14,7 @@ from small_stores import robot_episode
 
 from arvrm import paper
 from arvrm.episodes import EpisodeWriter
+from arvrm.files import read_json
 from arvrm.interface import UserError
 
 pytest.importorskip("transformers")
@@ -48,7 +49,7 @@ def tiny(folder):
 
 @pytest.mark.parametrize("file", PUBLISHED, ids=lambda f: f.name)
 def test_published_configuration_says_what_the_paper_says(file):
-    published = paper.parse(paper.read_json(file), str(file))
+    published = paper.parse(read_json(file), str(file))
     model = paper.model_config(published)
     assert (model.width, model.layers, model.heads, model.chunk, model.max_frames) == (384, 12, 12, 10, 10)
     assert (model.latents, model.resampler_layers, model.resampler_heads, model.resampler_head_width) == (9, 3, 4, 128)
@@ -58,7 +59,7 @@ def test_published_configuration_says_what_the_paper_says(file):
 
 
 def test_every_published_key_is_read_fixed_or_noted(tmp_path):
-    values = paper.read_json(PUBLISHED[0])
+    values = read_json(PUBLISHED[0])
     assert set(values) <= set(paper.KNOWN)
     for key in values:
         changed = dict(values)
@@ -84,7 +85,7 @@ def test_every_published_key_is_read_fixed_or_noted(tmp_path):
 )
 def test_what_is_not_done_is_refused_with_the_reason(change, message):
     with pytest.raises(UserError, match=message):
-        paper.parse({**paper.read_json(PUBLISHED[0]), **change})
+        paper.parse({**read_json(PUBLISHED[0]), **change})
 
 
 def test_epochs_become_updates_of_the_global_batch(tmp_path, monkeypatch):
@@ -168,7 +169,7 @@ def test_windows_share_frames_unless_asked_otherwise(tmp_path):
 
 
 def test_keys_of_ar_vrms_own_configurations_are_understood():
-    values = paper.read_json(PUBLISHED[0]) | {"frozen_visual": True, "frozen_text": True, "load_epoch": 57}
+    values = read_json(PUBLISHED[0]) | {"frozen_visual": True, "frozen_text": True, "load_epoch": 57}
     assert paper.model_config(paper.parse({**values, "novel": True})).published.second is None
     second = paper.model_config(paper.parse({**values, "novel": False})).published.second
     assert (second.encoder, second.modulated, second.patches, second.latents_have_time) == ("dinov2", True, True, False)

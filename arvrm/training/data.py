@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -121,6 +122,7 @@ def open_table(data: DataConfig, embodiment: str, stride: int) -> EpisodeTable:
 
 
 def open_stores(names: Sequence[str]) -> list[EpisodeStore]:
+    """Open the stores of these names, each of which may stand for several."""
     if not names:
         raise UserError("data.stores: is empty; name at least one episode store")
     return [EpisodeStore(path) for name in names for path in _matching(name)]
@@ -136,6 +138,7 @@ def _matching(name: str) -> list[str]:
 
 
 def split(table: EpisodeTable, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return the training episodes that `data` asks for, and those that are held out, as rows of `table`."""
     train, held_out = split_episodes(table, data.validation, data.seed)
     if data.tasks is not None:
         for task in data.tasks:
@@ -169,6 +172,7 @@ def sampler_of(
 
 
 def spread(anchors: np.ndarray | Anchors, count: int) -> np.ndarray:
+    """Return at most `count` of the anchors, spread evenly."""
     if len(anchors) <= count:
         return np.asarray(anchors)
     return anchors[np.linspace(0, len(anchors) - 1, count).round().astype(np.int64)]
@@ -187,32 +191,46 @@ def frames_of(
 
     Features are computed where and in the precision in which training would compute them.
     """
-    vision = model.vision
     if not model.features_suffice or not data.frozen_features:
         return images_of(table, camera, data, model, progress)
-    size = _size(vision, camera)
-    digest = FrozenEncoders(TextEncoder(model.text), vision, size, model.width, encoder, model.published).hash
+    size = _size(model.vision, camera)
+    digest = FrozenEncoders(TextEncoder(model.text), model.vision, size, model.width, encoder, model.published).hash
     lower = train.precision == "bf16"
-    kept = torch.float16 if data.feature_precision == "fp16" else torch.float32
     key = "-".join(["all", digest, data.feature_precision, *(["bf16"] if lower else [])])
     kind = "cuda" if train.device != "cpu" and torch.cuda.is_available() else "cpu"
+    kept = torch.float16 if data.feature_precision == "fp16" else torch.float32
+    with _encoding(encoder, kind, size, lower, kept) as compute:
+        with progress_bar(f"features {camera.name}", len(table.step_of_image), progress) as bar:
+            wait = not processes.is_main() and data.cache is not None
+            return decode_frames(table, camera.name, None, data.cache, compute, key, bar.update, wait)
+
+
+@contextlib.contextmanager
+def _encoding(
+    encoder: nn.Module, kind: str, size: int, lower: bool, kept: torch.dtype
+) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+    """Give a function from images (n, H, W, 3) to the encoder's features (n, 1 + P, D), kept as `kept`.
+
+    Args:
+        kind: of the device that the encoder is on for the time of the block.
+        size: pixels at which it reads images.
+        lower: encode in bf16.
+    """
     before = next((parameter.device for parameter in encoder.parameters()), torch.device("cpu"))
-    training = encoder.training
+    training, at_once = encoder.training, 256 if kind == "cuda" else 64
     encoder.to(kind).eval()
 
     @torch.no_grad()
     def compute(frames: np.ndarray) -> np.ndarray:
         out = []
-        for start in range(0, len(frames), 256 if kind == "cuda" else 64):
-            images = torch.from_numpy(frames[start : start + (256 if kind == "cuda" else 64)]).to(kind)
+        for start in range(0, len(frames), at_once):
+            images = torch.from_numpy(frames[start : start + at_once]).to(kind)
             with torch.autocast(kind, torch.bfloat16, enabled=lower):
                 out.append(encoder(fit_images(images[None], size)[0], None)[0].to(kept).cpu().numpy())
         return np.concatenate(out)
 
     try:
-        with progress_bar(f"features {camera.name}", len(table.step_of_image), progress) as bar:
-            wait = not processes.is_main() and data.cache is not None
-            return decode_frames(table, camera.name, None, data.cache, compute, key, bar.update, wait)
+        yield compute
     finally:
         encoder.to(before).train(training)
 
@@ -236,5 +254,6 @@ def _size(vision: VisionConfig, camera: Camera) -> int:
 
 
 def episode_names(table: EpisodeTable, anchors: np.ndarray, most: int = 8) -> str:
+    """Name the episodes of windows, for a message."""
     names = sorted({table.ids[episode] for episode in table.episode_of_image[anchors]})
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

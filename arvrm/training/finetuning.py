@@ -87,7 +87,7 @@ def finetune(config: FinetuneConfig, progress: bool = True) -> TrainResult:
     with reserved(config, "finetune"):
         table = open_table(config.data, "robot", config.window.stride)
         pretrained = Pretrained.read(config.pretrained) if config.pretrained else None
-        robot = pretrained.robot_for(table) if pretrained else table.robot
+        robot = _robot(table, pretrained)
         torch.manual_seed(config.train.seed)
         model = PolicyNet(config.model, robot)
         rate_share = (pretrained.load_into(model), config.pretrained_rate) if pretrained else None
@@ -146,22 +146,6 @@ class Pretrained:
         numbers = read_json(f"{folder}/statistics.json", "give a whole checkpoint folder")
         return cls(folder, described["kind"], robots.described(name, numbers, f"{folder}/statistics.json"))
 
-    def robot_for(self, table: EpisodeTable) -> Robot:
-        """Return the table's robot, with the numbers that the checkpoint's weights are used to.
-
-        Raises:
-            UserError: it is a policy of another robot.
-        """
-        assert table.robot is not None
-        if self.robot is None:
-            return table.robot
-        if self.robot.name != table.robot.name:
-            raise UserError(
-                f"{table.stores[0].path} holds episodes of robot {table.robot.name}, {self.folder} a policy of "
-                f"{self.robot.name}; give a checkpoint of {table.robot.name}, or one of stage 1"
-            )
-        return self.robot
-
     def load_into(self, model: PolicyNet) -> str:
         """Load its weights; return with what their names begin in `model`."""
         if self.robot is None:
@@ -169,6 +153,24 @@ class Pretrained:
             return model.hands()[1]
         load_weights(model, self.folder)
         return ""
+
+
+def _robot(table: EpisodeTable, pretrained: Pretrained | None) -> Robot:
+    """Return the table's robot; with a pretrained policy, with the numbers by which that was trained.
+
+    Raises:
+        UserError: it is a policy of another robot.
+    """
+    own = table.robot
+    assert own is not None, "the table is of robot episodes"
+    if pretrained is None or pretrained.robot is None:
+        return own
+    if pretrained.robot.name != own.name:
+        raise UserError(
+            f"{table.stores[0].path} holds episodes of robot {own.name}, {pretrained.folder} a policy of "
+            f"{pretrained.robot.name}; give a checkpoint of {own.name}, or one of stage 1"
+        )
+    return pretrained.robot
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ def judge_windows(
     one), "frames_shuffled" the images of another window, "frames_blanked" grey images; all else stays. A joint never
     seen in the window cannot be held, and counts for none of the rows.
     """
-    network: KeypointVLM = getattr(model, "module", model)
+    network = cast(KeypointVLM, getattr(model, "module", model))
     device = torch.device(device)
     inputs_of = _Inputs(network, windows, anchors, device, np.random.default_rng(seed))
     rows = ("model", "hold", "velocity", *controls)
@@ -126,9 +127,7 @@ class _Inputs:
         self.sentences = _others(windows.table.sentence[windows.table.episode_of_image[anchors]], rng)
         self.partner = rng.permutation(len(anchors))
 
-    def each(
-        self, controls: Sequence[str], places: np.ndarray, own: HumanBatch
-    ) -> Iterator[tuple[str, dict[str, object]]]:
+    def each(self, controls: Sequence[str], places: np.ndarray, own: HumanBatch) -> Iterator[tuple[str, HumanBatch]]:
         """Give each control and the batch of the windows `places` under it; `own` is the batch without."""
         for control in controls:
             if control == "language_shuffled":
@@ -141,7 +140,7 @@ class _Inputs:
                 changed = self._blank(own)
             else:
                 raise ValueError(f"control {control!r} is none of {', '.join(CONTROLS)}")
-            yield control, {**own, **changed}
+            yield control, cast(HumanBatch, {**own, **changed})
 
     def _blank(self, own: HumanBatch) -> dict[str, Tensor]:
         """Return the batch's images as grey ones, or the frozen encoder's features of a grey one."""
