@@ -364,7 +364,9 @@ class Network(Protocol):
 
     kind: str
     config: Any
-    robot: Robot | None
+
+    @property
+    def robot(self) -> Robot | None: ...
 
     def forward(self, batch: Any) -> dict[str, torch.Tensor]:
         """Return "loss", the weighted sum that training descends, its parts, and what was predicted."""
@@ -390,7 +392,8 @@ class Network(Protocol):
 class PolicyNetwork(Network, Protocol):
     """A network that plans."""
 
-    robot: Robot
+    @property
+    def robot(self) -> Robot: ...
 
     def encode_frames(self, batch: RobotBatch) -> dict[str, torch.Tensor]:
         """Return what each frame's images become, role + "_tokens" (B, T, ..., d) and maybe more, for `act`'s use."""

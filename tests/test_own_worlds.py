@@ -16,6 +16,7 @@ from arvrm.model.checkpoint import save_checkpoint
 from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.policy_net import PolicyNet
 from arvrm.results import load_results
+from arvrm.show.report import write_report
 
 POINT = ("--world", "my_world:PointWorld", "--robot", "my_world:ROBOT", "--workers", "2", "--max-steps", "60")
 
@@ -60,6 +61,8 @@ def test_page_s_policy_rolls_out_in_the_page_s_world(folder):
     for name, identity in (("my_policy:Wanderer", "policy_identity"), ("my_world:PointWorld", "world_identity")):
         assert results[identity]["name"] == name and len(results[identity]["sha256"]) == 64
     assert len(results["films"]) == 1
+    page = write_report([folder / "a.json"], folder / "report.html").read_text()
+    assert "my_policy:Wanderer, my_world:PointWorld" in page and "scene D" not in page and "my-point" in page
     again = command(folder, *POINT, "--policy", "my_policy:Wanderer", "--output", "b.json", "--workers", "3")
     assert again.returncode == 0
     without_films = [{k: v for k, v in chain.items() if k != "film"} for chain in results["chains"]]

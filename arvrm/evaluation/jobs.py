@@ -7,12 +7,15 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from arvrm.evaluation.config import OFFICIAL_CHAINS, EvaluateConfig
 from arvrm.interface import TASKS, Job, UserError
+
+if TYPE_CHECKING:
+    from arvrm.sim.chains import Chain
 
 Say = Callable[[str, np.random.Generator], str]
 
@@ -78,7 +81,7 @@ def check_tasks(names: tuple[str, ...], known: Sequence[str] = TASKS) -> tuple[s
     return names
 
 
-def _chains(config: EvaluateConfig, tasks: tuple[str, ...]) -> list[Any]:
+def _chains(config: EvaluateConfig, tasks: tuple[str, ...]) -> list[Chain]:
     from arvrm.sim.chains import generate_chains, load_chains
 
     if config.chain_file:
@@ -99,7 +102,7 @@ def _single(config: EvaluateConfig, tasks: tuple[str, ...]) -> list[tuple[tuple[
     return [((task,), start) for task in tasks for start in prepared_starts(chains, task, config.starts, config.seed)]
 
 
-def official_chains() -> list[Any]:
+def official_chains() -> list[Chain]:
     """Return what `generate_chains(1000)` does, which takes some seconds, from a file that it made."""
     from arvrm.sim.chains import Chain
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from arvrm.evaluation.config import EvaluateConfig
 from arvrm.interface import Job, Observation, PolicySpec, Robot
 from arvrm.robots import CALVIN
+
+if TYPE_CHECKING:
+    from arvrm.sim.experts import Expert
 
 FILM_SIZES = {"static": 200, "gripper": 84}
 """Pixels of films' images, whatever the policy's are."""
@@ -41,7 +44,7 @@ class PlayTableWorld:
         )
         self.oracle = TaskOracle()
         self.seed = config.seed
-        self._expert: Any = None
+        self._expert: Expert | None = None
 
     def start(self, job: Job) -> dict[str, Any]:
         from arvrm.sim.starts import prepare, reset_to_chain

@@ -14,7 +14,7 @@ FrameTokens = dict[str, torch.Tensor]
 
 
 class FrameCache:
-    """Tokens of frames that a rollout has seen, so that a control step encodes its new frame only.
+    """Tokens of the frames that a rollout has had, so that a control step encodes its new frame only.
 
     A frame is found by rollout and step, and taken only if its images are the same pixels: a rollout that starts anew
     under an old number finds nothing. What a rollout can no longer look back to is forgotten, and of all rollouts the

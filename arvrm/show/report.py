@@ -87,12 +87,13 @@ def describe(values: dict[str, Any]) -> str:
     """One line: who acted where."""
     config = values["config"]
     who = {"checkpoint": "learnt policy", "expert": "scripted expert", "random": "random actions"}
-    where = f"{'official' if config.get('assets') == 'calvin' else 'built-in'} scene {config.get('scene')}"
+    table = f"{'official' if config.get('assets') == 'calvin' else 'built-in'} scene {config.get('scene')}"
+    where = config.get("world") or table
     said = config.get("instructions")
     words = "" if said == "validation" else f", {said} instructions"
     if changes := scene_changes(config):
         words += f", {changes}"
-    return f"{who.get(config.get('policy'), 'policy')}, {where}{words}"
+    return f"{who.get(config.get('policy'), config.get('policy', 'policy'))}, {where}{words}"
 
 
 def summary_row(name: str, values: dict[str, Any], colour: str) -> dict[str, Any]:
@@ -120,12 +121,21 @@ def detail_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("hardware", versions.get("hardware", "")))
     software = [f"{name} {versions[name]}" for name in ("python", "torch", "pybullet") if versions.get(name)]
     rows.append(("software", ", ".join(software)))
-    for key, text in (("simulator", "simulator"), ("assets", "scene files, hash"), ("renderer", "renderer")):
+    for key, text in (
+        ("robot", "robot"),
+        ("simulator", "simulator"),
+        ("assets", "scene files, hash"),
+        ("renderer", "renderer"),
+    ):
         if versions.get(key):
             rows.append((text, versions[key]))
     rows.append(("seed", str(values["config"].get("seed"))))
-    if values.get("policy_identity"):
-        rows.append(("checkpoint, hash", str(values["policy_identity"].get("hash", ""))[:16]))
+    for owner in ("policy", "world"):
+        identity = values.get(f"{owner}_identity") or {}
+        if "hash" in identity:
+            rows.append(("checkpoint, hash", identity["hash"][:16]))
+        elif "sha256" in identity:
+            rows.append((f"{owner}, hash of its file", f"{identity['name']}, {identity['sha256'][:16]}"))
     rows.append(("time", f"{clock(values.get('seconds', 0))}, {values.get('chains_per_hour') or 0:.0f} chains an hour"))
     if values.get("time_share"):
         share = sorted(values["time_share"].items(), key=lambda item: -item[1])
