@@ -31,7 +31,8 @@ import numpy as np
 from PIL import Image
 
 from arvrm.episodes import EpisodeStore, encode_episode
-from arvrm.sources.human import MEDIAPIPE, ConvertHumanConfig, Square, convert_human, make_detector
+from arvrm.sources.clips import MEDIAPIPE, Square, make_detector
+from arvrm.sources.human import ConvertHumanConfig, convert_human
 from arvrm.sources.video import IMAGE_SUFFIXES, sample
 
 WIDTH, HEIGHT, FPS, SECONDS = 640, 480, 30, 4

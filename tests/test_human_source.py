@@ -19,7 +19,8 @@ from arvrm.cli import main
 from arvrm.config import from_dict
 from arvrm.episodes import EpisodeStore, merge_stores
 from arvrm.interface import UserError
-from arvrm.sources.human import ConvertHumanConfig, Square, convert_human
+from arvrm.sources.clips import Square
+from arvrm.sources.human import ConvertHumanConfig, convert_human
 
 BLOB = "fake_hands:BlobDetector"
 TESTS = Path(__file__).parent

@@ -14,7 +14,7 @@ from arvrm.hands.detect import HandDetector, MediaPipeDetector, default_model, f
 from arvrm.interface import UserError
 from arvrm.show.hands import predict_hands, show_clip, show_video
 from arvrm.show.quality import quality_page
-from arvrm.sources.human import make_detector
+from arvrm.sources.clips import make_detector
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,8 @@ class Calvin:
         """Raises UserError: an arm number leaves [-1, 1], or a gripper is not exactly -1 or 1."""
         if np.abs(actions[:, :ARM]).max() > 1 + _TOLERANCE:
             row, column = np.argwhere(np.abs(actions[:, :ARM]) > 1 + _TOLERANCE)[0]
-            raise UserError(f"{place}[{row}, {column}] is {actions[row, column]:g}; clip it to [-1, 1]")
+            shown = f"{place}[{row}, {column}] is {actions[row, column]:g}"
+            raise UserError(f"{shown}; relative actions lie in [-1, 1]: convert absolute ones, do not clip them")
         if not np.isin(actions[:, ARM], (-1.0, 1.0)).all():
             row = int(np.argwhere(~np.isin(actions[:, ARM], (-1.0, 1.0)))[0][0])
             raise UserError(f"{place}[{row}, {ARM}] is {actions[row, ARM]:g}; the gripper is exactly -1 or 1")

@@ -16,7 +16,7 @@ from arvrm.hands.tracking import HandTracks, track_hands
 from arvrm.interface import CONTROL_HZ, UserError
 from arvrm.show.predictor import HandPredictor
 from arvrm.show.skeleton import POINTS, draw_caption, draw_normal_form, draw_skeleton, even_size, interpolated_hands
-from arvrm.sources.human import Square
+from arvrm.sources.clips import Square
 from arvrm.sources.video import Frame, VideoError, probe, sample
 
 FOLDER_FPS = 2.0
