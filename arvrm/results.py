@@ -7,7 +7,6 @@ loses nothing), and the results file itself, which appears whole or not at all.
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
 import json
 import os
 import platform
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from arvrm import files
+from arvrm import files, versions
 from arvrm.interface import TASKS, UserError
 
 FORMAT = "arvrm-results-1"
@@ -309,15 +308,9 @@ def scene_changes(config: dict[str, Any]) -> str:
 
 def environment_versions() -> dict[str, Any]:
     """Versions, commit and hardware of this run; nothing that names a user or a path."""
-    versions: dict[str, Any] = {"python": platform.python_version()}
-    for package in ("arvrm", "torch", "pybullet", "numpy"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    versions["commit"] = source_commit()
-    versions["hardware"] = hardware()
-    return versions
+    values: dict[str, Any] = {"python": platform.python_version()}
+    values |= {module: versions.version(module) for module in ("arvrm", "torch", "pybullet", "numpy")}
+    return values | {"commit": source_commit(), "hardware": hardware()}
 
 
 def source_commit() -> str | None:
