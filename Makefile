@@ -1,17 +1,24 @@
 # make demo: everything, small (about 20 minutes on two cores); again after a stop: it goes on.
-# make test: style, types and all tests. make api: the pages of the API. All make .venv first.
+# make test: style, types and all tests. make test-sim PYTHON=python3.13: the simulator's tests, without torch.
+# make api: the pages of the API. All make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= runs/demo
+SIMULATOR := .venv-simulator
+SIMULATOR_TESTS := chains env geometry tasks verify versions
 
-.PHONY: demo test lint types api bench clean
+.PHONY: demo test test-sim lint types api bench clean
 
 # constraints.txt pins what the tests ran with; the stamp is newer than both files once everything is installed.
+# An environment of an older version may hold the other PyBullet: two write the same file, so both go and one comes.
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+INSTALL = $(PIP) install -c constraints.txt -e '.[backbones,hands,lerobot,dev,docs]'
+TWO_BULLETS = $(PIP) show -q pybullet && $(PIP) show -q pybullet-arm64
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV); the first time takes some minutes"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[backbones,hands,lerobot,dev,docs]' \
+	@{ $(INSTALL) && if $(TWO_BULLETS); then $(PIP) uninstall -y pybullet pybullet-arm64 && $(INSTALL); fi; } \
 		> $(VENV)/install.log 2>&1 || { echo "not installed; $(VENV)/install.log says why" >&2; exit 1; }
 	@touch $@
 
@@ -20,6 +27,12 @@ demo: $(VENV)/.installed
 
 test: lint types
 	$(BIN)/python -m pytest -n 2
+
+test-sim:
+	@$(PYTHON) -m venv --clear $(SIMULATOR)
+	@$(SIMULATOR)/bin/python -m pip install -q --upgrade 'pip>=25.1'
+	@$(SIMULATOR)/bin/python -m pip install -q -c constraints.txt --group simulator
+	PYTHONPATH="$(CURDIR)" $(SIMULATOR)/bin/python -m pytest $(SIMULATOR_TESTS:%=tests/test_%.py)
 
 lint: $(VENV)/.installed
 	$(BIN)/python -m ruff check .
@@ -35,4 +48,4 @@ bench: $(VENV)/.installed
 	for name in render store convert evaluation model_speed; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(SIMULATOR) build *.egg-info
