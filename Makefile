@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= runs/demo
 SIMULATOR := .venv-simulator
-SIMULATOR_TESTS := chains env geometry tasks verify versions
+SIMULATOR_TESTS := chains env experts geometry tasks verify versions
 
 .PHONY: demo test test-sim lint types api bench clean
 

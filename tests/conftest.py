@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported, here or in a subprocess: test files run beside each other, and results are compared to the
+# bit, which takes the same number of threads everywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -27,6 +27,8 @@ class TrainConfig:
         seed: of weights, batches and augmentations.
         log_every, validate_every, checkpoint_every: updates; 0: never (a checkpoint is always written at the end).
         workers: processes that prepare batches; 0 prepares them in this one, best where frames are in memory.
+        threads: that torch computes with on a CPU; null: as many as are fastest in a short trial when the run begins,
+            and the same at --resume. Another number changes the last bits of results. OMP_NUM_THREADS sets it too.
         max_minutes: stop after this time over all resumed runs. The schedule then follows steps or time, whichever
             has gone further, so that it always ends at its end; such a run is not reproducible to the bit.
         tensorboard: write TensorBoard files.
@@ -50,6 +52,7 @@ class TrainConfig:
     validate_every: int = 200
     checkpoint_every: int = 200
     workers: int = 0
+    threads: int | None = None
     max_minutes: float | None = None
     tensorboard: bool = True
 
@@ -57,6 +60,8 @@ class TrainConfig:
         for name in ("steps", "batch", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; give at least 1, or null")
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} is no multiple of accumulate {self.accumulate}; choose one that is")
         if self.ema is not None and not 0 <= self.ema < 1:

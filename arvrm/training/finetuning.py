@@ -33,6 +33,7 @@ from arvrm.training.data import DataConfig, open_table
 from arvrm.training.loop import Trainer, to_device
 from arvrm.training.robot_data import RobotData
 from arvrm.training.runs import begin_run, metadata_of, reserved, saver
+from arvrm.training.threads import threads_of
 from arvrm.windows import EpisodeTable, WindowConfig, in_batches
 
 
@@ -88,22 +89,29 @@ def finetune(config: FinetuneConfig, progress: bool = True) -> TrainResult:
         table = open_table(config.data, "robot", config.window.stride)
         pretrained = Pretrained.read(config.pretrained) if config.pretrained else None
         robot = _robot(table, pretrained)
-        torch.manual_seed(config.train.seed)
-        model = PolicyNet(config.model, robot)
-        rate_share = (pretrained.load_into(model), config.pretrained_rate) if pretrained else None
-        data = RobotData(config, model, table, progress)
-        trainer = Trainer(
-            model,
-            data.batch_of,
-            config.train,
-            begin_run(config, "finetune", robot),
-            save=saver(_metadata(config, data)),
-            validate=(lambda m, device: policy_errors(m, data, device)) if len(data.held_out) else None,
-            describe=data.describe,
-            name="finetune",
-            rate_share=rate_share,
-        )
-        return trainer.run(config.resume, progress)
+        with threads_of(config, progress):
+            return _train(config, table, pretrained, robot, progress)
+
+
+def _train(
+    config: FinetuneConfig, table: EpisodeTable, pretrained: Pretrained | None, robot: Robot, progress: bool
+) -> TrainResult:
+    torch.manual_seed(config.train.seed)
+    model = PolicyNet(config.model, robot)
+    rate_share = (pretrained.load_into(model), config.pretrained_rate) if pretrained else None
+    data = RobotData(config, model, table, progress)
+    trainer = Trainer(
+        model,
+        data.batch_of,
+        config.train,
+        begin_run(config, "finetune", robot),
+        save=saver(_metadata(config, data)),
+        validate=(lambda m, device: policy_errors(m, data, device)) if len(data.held_out) else None,
+        describe=data.describe,
+        name="finetune",
+        rate_share=rate_share,
+    )
+    return trainer.run(config.resume, progress)
 
 
 def _metadata(config: FinetuneConfig, data: RobotData) -> CheckpointMetadata:

@@ -18,6 +18,7 @@ from arvrm.model.checkpoint import Checkpoint, load_checkpoint
 from arvrm.model.encoders import TextEncoder
 from arvrm.training.data import DataConfig, open_stores, open_table, split, spread, text_table
 from arvrm.training.judge import CONTROLS, HORIZONS, PIXELS, Judged, judge_windows
+from arvrm.training.threads import using_threads
 from arvrm.training.upgrade import upgraded
 from arvrm.windows import HUMAN_CAMERA, EpisodeTable, HumanWindows, StoreFrames, WindowConfig, store_fingerprint
 
@@ -141,10 +142,11 @@ def evaluate_hands(config: EvaluateHandsConfig, progress: bool = True) -> Path:
     stores = open_stores(config.stores or run.data.stores)
     held_out = run.held_out(stores)
     parts = []
-    for store in stores:
-        parts.append(_judge_store(config, loaded, run.window, store, held_out.get(store_fingerprint(store))))
-        if progress:
-            print(hand_table_text(parts[-1].table), file=sys.stderr)
+    with using_threads(progress=progress):
+        for store in stores:
+            parts.append(_judge_store(config, loaded, run.window, store, held_out.get(store_fingerprint(store))))
+            if progress:
+                print(hand_table_text(parts[-1].table), file=sys.stderr)
     values = {
         "format": "arvrm-hands",
         "version": 1,

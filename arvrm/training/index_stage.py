@@ -11,6 +11,7 @@ from arvrm.model.encoders import TextEncoder
 from arvrm.retrieval import FrozenEncoders, SearchConfig, build_index
 from arvrm.training.data import open_stores
 from arvrm.training.log import progress_bar
+from arvrm.training.threads import using_threads
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def build_index_stage(config: IndexConfig, progress: bool = True) -> Path:
     encoders = frozen_encoders(config.checkpoint)
     stores = open_stores(config.stores)
     total = sum(store.manifest["counts"]["frames"] for store in stores)
-    with progress_bar("index", total, progress) as bar:
+    with using_threads(progress=progress), progress_bar("index", total, progress) as bar:
         index = build_index(stores, encoders, config.output, config.overwrite, config.cache, bar.update, config.search)
     if index.coarse is not None and progress:
         found, wanted = index.settings["recall_at_10"], config.search.recall

@@ -16,6 +16,7 @@ from arvrm.training.distribution import MicroBatch
 from arvrm.training.judge import keypoint_errors
 from arvrm.training.loop import Trainer
 from arvrm.training.runs import begin_run, metadata_of, reserved, saver
+from arvrm.training.threads import threads_of
 from arvrm.windows import HUMAN_CAMERA, EpisodeTable, HumanWindows, WindowConfig
 
 
@@ -47,27 +48,32 @@ def pretrain(config: PretrainConfig, progress: bool = True) -> TrainResult:
     """
     with reserved(config, "pretrain"):
         table = open_table(config.data, "human", config.window.stride)
-        train, held_out = split(table, config.data)
-        torch.manual_seed(config.train.seed)
-        model = KeypointVLM(config.model)
-        windows = _windows(config, table, model, progress)
-        sampler = sampler_of(table, windows.anchors(train), config.data, config.train.seed)
+        with threads_of(config, progress):
+            return _train(config, table, progress)
 
-        def anchors_of(step: int, micro_batch: MicroBatch) -> np.ndarray:
-            return sampler.draw(step, config.train.batch)[micro_batch.rows(config.train.batch)]
 
-        held = spread(windows.anchors(held_out), config.data.validation_windows)
-        trainer = Trainer(
-            model,
-            lambda step, micro_batch: windows.batch(anchors_of(step, micro_batch)),
-            config.train,
-            begin_run(config, "pretrain", None),
-            save=saver(metadata_of(config, table, train, "pretrain")),
-            validate=(lambda m, device: keypoint_errors(m, windows, held, device)) if len(held) else None,
-            describe=lambda step, micro_batch: episode_names(table, anchors_of(step, micro_batch)),
-            name="pretrain",
-        )
-        return trainer.run(config.resume, progress)
+def _train(config: PretrainConfig, table: EpisodeTable, progress: bool) -> TrainResult:
+    train, held_out = split(table, config.data)
+    torch.manual_seed(config.train.seed)
+    model = KeypointVLM(config.model)
+    windows = _windows(config, table, model, progress)
+    sampler = sampler_of(table, windows.anchors(train), config.data, config.train.seed)
+
+    def anchors_of(step: int, micro_batch: MicroBatch) -> np.ndarray:
+        return sampler.draw(step, config.train.batch)[micro_batch.rows(config.train.batch)]
+
+    held = spread(windows.anchors(held_out), config.data.validation_windows)
+    trainer = Trainer(
+        model,
+        lambda step, micro_batch: windows.batch(anchors_of(step, micro_batch)),
+        config.train,
+        begin_run(config, "pretrain", None),
+        save=saver(metadata_of(config, table, train, "pretrain")),
+        validate=(lambda m, device: keypoint_errors(m, windows, held, device)) if len(held) else None,
+        describe=lambda step, micro_batch: episode_names(table, anchors_of(step, micro_batch)),
+        name="pretrain",
+    )
+    return trainer.run(config.resume, progress)
 
 
 def _windows(config: PretrainConfig, table: EpisodeTable, model: KeypointVLM, progress: bool) -> HumanWindows:

@@ -165,7 +165,7 @@ def begin_run(config: RunConfig, stage: Stage, robot: Robot | None) -> Path:
 
 _MAY_CHANGE = {"output", "resume", "overwrite", "data.cache", "data.in_memory", "data.robot"} | {
     f"train.{name}"
-    for name in ("accumulate", "log_every", "validate_every", "checkpoint_every", "tensorboard", "workers")
+    for name in ("accumulate", "log_every", "validate_every", "checkpoint_every", "tensorboard", "workers", "threads")
 }
 
 
