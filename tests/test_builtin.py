@@ -244,6 +244,25 @@ def test_processes_make_the_same_bytes_apart_and_clean_up():
     assert not Path(first[1]).exists() and not Path(second[1]).exists()
 
 
+def test_what_a_killed_process_left_is_cleared_while_others_run(tmp_path):
+    script = "from arvrm.sim.builtin import builtin_scene; builtin_scene('A'); print('made', flush=True); input()"
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    killed, alive = (subprocess.Popen(command, **pipes) for _ in range(2))
+    for child in (killed, alive):
+        assert "made" in child.stdout.readline()
+    assert len(list(tmp_path.glob("arvrm-scene-*"))) == 2
+    killed.kill()
+    killed.wait()
+    third = subprocess.Popen(command, **pipes)
+    assert "made" in third.stdout.readline()
+    assert len(list(tmp_path.glob("arvrm-scene-*"))) == 2
+    for child in (alive, third):
+        assert child.communicate("\n", timeout=60)[0] == "" and child.returncode == 0
+    assert list(tmp_path.glob("arvrm-scene-*")) == []
+
+
 def test_unknown_scenes_and_negative_seeds_are_refused():
     with pytest.raises(UserError, match="scene: 'E' is unknown"):
         builtin_scene("E")

@@ -8,6 +8,7 @@ meshes and textures are ours and made on the fly into a folder of this process, 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import shutil
 import tempfile
@@ -76,15 +77,38 @@ _CACHE: dict[tuple, SceneDescription] = {}
 _CACHE_SIZE = 128
 _LOCK = threading.Lock()
 _FOLDERS: dict[int, Path] = {}
+_PREFIX = "arvrm-scene-"
 
 
 def _folder() -> Path:
     """Return this process's folder for generated files; a forked child makes its own."""
     pid = os.getpid()
     if pid not in _FOLDERS:
-        _FOLDERS[pid] = Path(tempfile.mkdtemp(prefix="arvrm-scene-"))
+        _clear_abandoned()
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        # Locked under another name first: a lock file that is there is held, or its process is gone.
+        handle = os.open(folder / "lock.new", os.O_CREAT | os.O_RDWR)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        os.rename(folder / "lock.new", folder / "lock")
+        _FOLDERS[pid] = folder
         atexit.register(_remove, pid)
     return _FOLDERS[pid]
+
+
+def _clear_abandoned() -> None:
+    """Remove the folders of processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        try:
+            handle = os.open(folder / "lock", os.O_RDWR)
+        except OSError:  # being made, or somebody else's
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            pass  # in use
+        finally:
+            os.close(handle)
 
 
 def _remove(pid: int) -> None:

@@ -295,7 +295,10 @@ def load_npy(path: str | Path) -> Any:
                 value = _load(stream, _NUMPY, str(path))
                 return value.item() if isinstance(value, np.ndarray) and value.shape == () else value
         return np.load(path, allow_pickle=False)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; check the path") from error
-    except (ValueError, OverflowError, MemoryError, SyntaxError, EOFError) as error:
-        raise UserError(f"{path}: damaged .npy file ({error}); fetch it again") from error
+    except Exception as error:  # NumPy's reader of headers raises whatever a tokenizer does
+        why = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: damaged .npy file ({why}); fetch it again") from error

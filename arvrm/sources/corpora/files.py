@@ -129,17 +129,17 @@ class VideoFolder:
         if not name:
             return Refused(name, "there is no video '' in the folder")
         if os.path.isabs(name) or ".." in Path(name).parts:
-            return Refused(name, f"{name!r} leads out of the folder; put the video into it and name it from there")
+            return Refused(name, f"{name[:80]!r} leads out of the folder; put the video into it and name it from there")
         found = self._by_name.get(same(Path(name).as_posix()), [])
         if len(found) > 1:
-            return Refused(name, f"{len(found)} videos have a name that looks like {name!r}; rename one")
+            return Refused(name, f"{len(found)} videos have a name that looks like {name[:80]!r}; rename one")
         if found:
             return found[0]
         try:
             there = path.is_file() or path.is_dir()
         except (OSError, ValueError):  # too long a name, a NUL
             there = False
-        return path if there else Refused(name, f"there is no video {name!r} in the folder")
+        return path if there else Refused(name, f"there is no video {name[:80]!r} in the folder")
 
     def with_stem(self, stem: str) -> Path | Refused | None:
         """Return the video of this name without ending, at any depth; None: it is not there."""

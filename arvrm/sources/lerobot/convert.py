@@ -19,7 +19,7 @@ from arvrm.interface import UserError
 from arvrm.robots import CALVIN
 from arvrm.robots.calvin import ARM, relative_action
 from arvrm.sources.lerobot.frames import TOLERANCE_S, VideoReader, inline_images
-from arvrm.sources.lerobot.layout import CAMERA_FEATURES, DATA_PATH, VIDEO_PATH, arrow
+from arvrm.sources.lerobot.layout import CAMERA_FEATURES, DATA_PATH, VIDEO_PATH, arrow, parquet_errors
 from arvrm.sources.lerobot.rows import DataFiles, Stretch, matrix, task_texts
 from arvrm.sources.pipeline import LeftOut, encode_in_order, store_in_order
 
@@ -184,13 +184,14 @@ class _Source:
         rows: list[dict[str, Any]] = []
         for file in files:
             try:
-                opened = self.pq.ParquetFile(file)
-                if opened.metadata.num_rows > _MAX_EPISODES:
-                    raise UserError(f"{file}: states {opened.metadata.num_rows} episodes; fetch it again")
-                names = [n for n in opened.schema_arrow.names if not n.startswith("stats/")]
-                rows += opened.read(columns=names).to_pylist()
-            except (OSError, self.pa.ArrowException) as error:
-                raise UserError(f"{file}: cannot be read ({' '.join(str(error).split())}); fetch it again") from error
+                with parquet_errors():
+                    opened = self.pq.ParquetFile(file)
+                    if opened.metadata.num_rows > _MAX_EPISODES:
+                        raise UserError(f"{file}: states {opened.metadata.num_rows} episodes; fetch it again")
+                    names = [n for n in opened.schema_arrow.names if not n.startswith("stats/")]
+                    rows += opened.read(columns=names).to_pylist()
+            except OSError as error:
+                raise UserError(f"{file}: cannot be read ({error}); fetch it again") from error
         needed = {"episode_index", "length"}
         for camera in CAMERA_FEATURES:
             if self.features[self.names[camera]]["dtype"] == "video":

@@ -9,9 +9,12 @@ store comes back as it was, images apart.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from arvrm.interface import UserError
+from arvrm.sources.pipeline import LeftOut
 
 VERSION = "v3.0"
 CAMERA_FEATURES = {"rgb_static": "observation.images.top", "rgb_gripper": "observation.images.wrist"}
@@ -36,3 +39,14 @@ def arrow() -> tuple[Any, Any]:
     except ImportError:
         raise UserError("LeRobot data sets need pyarrow; install it with `pip install arvrm[lerobot]`") from None
     return pyarrow, pyarrow.parquet
+
+
+@contextlib.contextmanager
+def parquet_errors() -> Iterator[None]:
+    """Turn whatever pyarrow meets in a damaged file into OSError; our own errors pass."""
+    try:
+        yield
+    except (UserError, LeftOut, OSError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error

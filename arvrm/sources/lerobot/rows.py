@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from arvrm.interface import UserError
-from arvrm.sources.lerobot.layout import arrow
+from arvrm.sources.lerobot.layout import arrow, parquet_errors
 from arvrm.sources.pipeline import LeftOut
 
 _MAX_ROWS = 20_000_000
@@ -111,13 +111,14 @@ class DataFiles:
 
     def _read(self, file: Path, columns: set[str] | None = None) -> Any:
         try:
-            opened = self._parquet.ParquetFile(file)
-            if opened.metadata.num_rows > _MAX_ROWS:
-                raise LeftOut(f"{self._name(file)} states {opened.metadata.num_rows} rows")
-            names = [name for name in opened.schema_arrow.names if name in (columns or self._columns)]
-            return opened.read(columns=names)
-        except (OSError, self._arrow.ArrowException) as error:
-            raise LeftOut(f"{self._name(file)} cannot be read ({' '.join(str(error).split())})") from error
+            with parquet_errors():
+                opened = self._parquet.ParquetFile(file)
+                if opened.metadata.num_rows > _MAX_ROWS:
+                    raise LeftOut(f"{self._name(file)} states {opened.metadata.num_rows} rows")
+                names = [name for name in opened.schema_arrow.names if name in (columns or self._columns)]
+                return opened.read(columns=names)
+        except OSError as error:
+            raise LeftOut(f"{self._name(file)} cannot be read ({error})") from error
 
     def columns(self, stretch: Stretch) -> Any:
         """Return the stretch's rows as an Arrow table."""
@@ -166,12 +167,13 @@ def task_texts(root: Path) -> dict[int, str] | None:
     if not file.exists():
         return None
     try:
-        opened = pq.ParquetFile(file)
-        if opened.metadata.num_rows > _MAX_ROWS:
-            raise UserError(f"{file}: states {opened.metadata.num_rows} tasks; fetch the data set again")
-        table = opened.read()
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file}: cannot be read ({' '.join(str(error).split())}); fetch it again") from error
+        with parquet_errors():
+            opened = pq.ParquetFile(file)
+            if opened.metadata.num_rows > _MAX_ROWS:
+                raise UserError(f"{file}: states {opened.metadata.num_rows} tasks; fetch the data set again")
+            table = opened.read()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error}); fetch it again") from error
     texts = [name for name in table.column_names if _is_text(pa, table.schema.field(name).type)]
     name = next((name for name in ("task", "__index_level_0__", *texts) if name in texts), None)
     if name is None or "task_index" not in table.column_names:
