@@ -126,7 +126,8 @@ def mae(tensors: dict[str, Tensor], place: str = "MAE") -> Any:
 
     tensors = {n: t for n, t in tensors.items() if not n.startswith(("decoder_", "mask_token", "head."))}
     shape = _vit_shape(tensors, place)
-    config = transformers.ViTMAEConfig(**shape, layer_norm_eps=1e-6, mask_ratio=0.0)
+    options: dict[str, Any] = {**shape, "layer_norm_eps": 1e-6, "mask_ratio": 0.0}
+    config = transformers.ViTMAEConfig(**options)
     return _fill(transformers.ViTMAEModel, config, tensors, _vit_names(shape, "mae"), place)
 
 
@@ -138,7 +139,8 @@ def dinov2(tensors: dict[str, Tensor], place: str = "DINOv2") -> Any:
         raise UserError(f"{place}: is DINOv2 with registers; give the file without (dinov2_vitb14_pretrain.pth)")
     shape = _vit_shape(tensors, place)
     shape["mlp_ratio"] = shape.pop("intermediate_size") // shape["hidden_size"]
-    config = transformers.Dinov2Config(**shape, layer_norm_eps=1e-6)
+    options: dict[str, Any] = {**shape, "layer_norm_eps": 1e-6}
+    config = transformers.Dinov2Config(**options)
     return _fill(transformers.Dinov2Model, config, tensors, _vit_names(shape, "dinov2"), place)
 
 
@@ -346,7 +348,7 @@ def _openai_tokenizer(text: str) -> Any:
     import transformers
 
     # OpenAI's list is longer than what CLIP was trained with: 49,152 words less bytes and the two marks.
-    merges = [tuple(line.split()) for line in text.split("\n")[1 : 49152 - 256 - 2 + 1]]
+    merges: Any = [tuple(line.split()) for line in text.split("\n")[1 : 49152 - 256 - 2 + 1]]
     merges = [pair for pair in merges if len(pair) == 2]
     letters = _byte_letters()
     words = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]

@@ -60,11 +60,13 @@ class ConvEncoder(nn.Module):
         x = x.to(torch.get_autocast_dtype(kind) if lower else self.stem.weight.dtype).permute(0, 3, 1, 2)
         # Scaling 0..255 to -2..2 in the weights saves two passes over the largest tensor; bf16 holds 0..255 exactly.
         weight = self.stem.weight / 64.0
+        assert self.stem.bias is not None
         bias = self.stem.bias - 128.0 * weight.sum((1, 2, 3))
         x = F.conv2d(x, weight, bias, stride=2, padding=1).relu_()
         x = (x + self.refine(x)).relu_()
         y = self.down(x).relu_()
         if self.film is not None:
+            assert language is not None
             scale, offset = self.film(language).to(y.dtype)[..., None, None].chunk(2, dim=1)
             y = torch.addcmul(y + offset, y, scale)
         for block in self.blocks:

@@ -51,6 +51,8 @@ class FlowHead(nn.Module):
     Straight paths x_t = (1 - t) noise + t action (Lipman et al., 2023). Binary numbers stay logits.
     """
 
+    start: Tensor
+
     def __init__(self, config: ModelConfig, actions: ActionLayout, act: str = "gelu") -> None:
         super().__init__()
         width, chunk = config.width, config.chunk

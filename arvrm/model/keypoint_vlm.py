@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from arvrm.model.layout import Window, asked, hand_layout
 from arvrm.model.objectives import OF_HANDS, HandStep
 from arvrm.model.parts import parts_of
 from arvrm.model.pixels import fit_images, jitter_colours
-from arvrm.model.transformer import PerceiverResampler, expect, expect_frames, mlp, sequence_mask
+from arvrm.model.transformer import PerceiverResampler, expect, expect_frames, mlp, sequence_mask, start_at_zero
 from arvrm.model.vit import VitEncoder
 
 _DECAY, _MOTIONS = 0.8, 3
@@ -88,8 +89,7 @@ class KeypointVLM(nn.Module):
         self.keypoint_head = mlp(width, width, 3 * config.keypoints * config.horizon)
         self.destination = mlp(4, width, width) if config.loss.destination > 0 else None
         # Starts at "the hand stays where it is" (or, without the residual, at the middle of the image).
-        nn.init.zeros_(self.keypoint_head[-1].weight)
-        nn.init.zeros_(self.keypoint_head[-1].bias)
+        start_at_zero(self.keypoint_head[-1])
         if config.horizon > 1 and config.predict_residual and config.residual_from == "velocity":
             # How many times its last motions, newest first, a hand goes on to move in 1, 2 .. n frames.
             sums = (1 - _DECAY ** torch.arange(1, config.horizon + 1)) / (1 - _DECAY)
@@ -141,8 +141,8 @@ class KeypointVLM(nn.Module):
                 raise UserError(f"{role}_features: cached features need vision.frozen; give images, or freeze it")
             expect(f"{role}_features", cached, "B", "T", 1 + encoder.patches, encoder.width)
             return CameraImages(cached.to(z_l.dtype), None, torch.zeros(len(cached), 2, device=cached.device), None)
-        images = batch.get(role)
-        expect(role, images, len(z_l), "T", "H", "W", 3)
+        expect(role, batch.get(role), len(z_l), "T", "H", "W", 3)
+        images: Tensor = batch[role]
         if images.dtype != torch.uint8:
             raise UserError(f"{role}: expected uint8 images, got {images.dtype}; leave scaling to the model")
         shape = images.shape[:2]
@@ -218,6 +218,7 @@ class KeypointVLM(nn.Module):
         queries = query.tokens
         if destination is not None:
             # Places reach the query directly, as `loss.geometry`'s reach the policy's: tokens and attention lose them.
+            assert self.destination is not None
             way = destination - last_seen(keypoints, observed)[..., 0, :2]
             queries = queries + self.destination(torch.cat([destination, way], dim=-1)[:, first:])
         words = z_l[:, None, None, :].expand(-1, frames, -1, -1)
@@ -264,10 +265,8 @@ class KeypointVLM(nn.Module):
         predicted = self.next_poses(z_l, static, keypoints, batch["visible"], frame_mask, destination)
         truth, known = self._truth(batch, keypoints, move)
         step = HandStep(self, batch, predicted, truth, known, heatmaps)
-        loss: Tensor | float = 0.0
-        for objective in OF_HANDS:
-            if objective.applies(self, batch):
-                loss = loss + objective.weight(self.config) * objective.value(step)
+        terms = [one.weight(self.config) * one.value(step) for one in OF_HANDS if one.applies(self, batch)]
+        loss = functools.reduce(Tensor.add, terms)
         shown = F.pad(predicted[:, :-1, 0] - move[:, None, None], (0, 0, 0, 0, 1, 0))
         return {
             "loss": loss,

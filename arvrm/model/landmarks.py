@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from arvrm.interface import Robot
 from arvrm.model.config import ModelConfig
-from arvrm.model.transformer import mlp
+from arvrm.model.transformer import mlp, start_at_zero
 
 
 class LandmarkHead(nn.Module):
@@ -22,8 +22,7 @@ class LandmarkHead(nn.Module):
         count, width = 2 * config.vision.points + len(robot.components), config.width
         self.straight = nn.Linear(count, 3 * config.vision.landmarks)
         self.bend = mlp(count, width, 3 * config.vision.landmarks)
-        nn.init.zeros_(self.bend[-1].weight)
-        nn.init.zeros_(self.bend[-1].bias)
+        start_at_zero(self.bend[-1])
         self.token = mlp(3 * config.vision.landmarks + robot.state_size, 2 * width, width)
 
     def forward(self, points: Tensor, components: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

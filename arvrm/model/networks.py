@@ -32,9 +32,14 @@ class Kind:
     plans: bool = True
 
 
+def _policy(config: ModelConfig, robot: Robot | None) -> PolicyNet:
+    assert robot is not None
+    return PolicyNet(config, robot)
+
+
 KINDS: dict[str, Kind] = {
     "keypoint_vlm": Kind(lambda config, robot: KeypointVLM(config), ModelConfig, upgraded_model, plans=False),
-    "policy": Kind(PolicyNet, ModelConfig, upgraded_model),
+    "policy": Kind(_policy, ModelConfig, upgraded_model),
 }
 
 

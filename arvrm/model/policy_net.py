@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from arvrm.model.layout import Queries, Window, asked, policy_layout
 from arvrm.model.objectives import OF_POLICIES, PolicyStep, check_others
 from arvrm.model.pixels import fit_images
 from arvrm.model.segments import check_segments, windows_of
-from arvrm.model.transformer import expect, expect_frames, mlp
+from arvrm.model.transformer import expect, expect_frames, mlp, start_at_zero
 from arvrm.model.vit import VitEncoder
 
 
@@ -51,11 +52,10 @@ class PolicyNet(nn.Module):
         self.components = ComponentEncoder(config, parts)
         self.state_token = self.parts.state_token(robot)
         self.state_head = mlp(width, width, parts)
-        nn.init.zeros_(self.state_head[-1].weight)
-        nn.init.zeros_(self.state_head[-1].bias)
+        start_at_zero(self.state_head[-1])
         self.action_queries = nn.Parameter(0.02 * torch.randn(queries(config), width))
         head = FlowHead if config.head == "flow" else RegressionHead
-        self.head = head(config, robot.actions, self.parts.head_activation)
+        self.head: FlowHead | RegressionHead = head(config, robot.actions, self.parts.head_activation)
         if config.loss.geometry > 0:
             self.geometry = LandmarkHead(config, robot)
         self.analogy = analogy_map(config, parts)
@@ -87,11 +87,11 @@ class PolicyNet(nn.Module):
         """Return the encoder of the camera of this role: its own conv encoder, or the ViT that all cameras share."""
         if role == "static" or self.config.vision.encoder != "conv":
             return self.vlm.static_encoder
-        return self.get_submodule(f"{role}_encoder")
+        return cast(ConvEncoder, self.get_submodule(f"{role}_encoder"))
 
     def image_tokens(self, role: str) -> ImageTokens:
         """Return the way of the camera of this role into the transformer."""
-        return self.vlm.static_tokens if role == "static" else self.get_submodule(f"{role}_tokens")
+        return self.vlm.static_tokens if role == "static" else cast(ImageTokens, self.get_submodule(f"{role}_tokens"))
 
     def language(self, text: Tensor, text_mask: Tensor) -> Tensor:
         """Return z_l (B, d)."""
@@ -107,7 +107,7 @@ class PolicyNet(nn.Module):
 
     def image_head(self, number: int) -> ImageHead:
         """Return what predicts the images of this camera, in the robot's order: its own, or one for all."""
-        return self.image_heads[number % len(self.image_heads)]
+        return cast(ImageHead, self.image_heads[number % len(self.image_heads)])
 
     @property
     def map_by_words(self) -> bool:
@@ -129,16 +129,16 @@ class PolicyNet(nn.Module):
         """
         z_l = self.vlm.language(batch["text"], batch["text_mask"])
         kept = ("tokens", "points")
-        return {key: x for key, x in self.encode(batch, z_l).items() if x is not None and key.endswith(kept)}
+        return {key: x for key, x in self.encode(batch, z_l).items() if key.endswith(kept)}
 
-    def encode(self, batch: RobotBatch, z_l: Tensor, images: bool = False) -> dict[str, Tensor | None]:
+    def encode(self, batch: RobotBatch, z_l: Tensor, images: bool = False) -> dict[str, Tensor]:
         """Encode each frame once, with one augmentation a window or, where there are segments, a segment.
 
         Returns:
-            role + "_tokens": (B, T, n, d); heatmaps (B, T, h, w, points) or None, offset (B, 2): the static camera's.
-            With `loss.geometry` static_points (B, T, points, 2): the heatmaps' centres in [-1, 1], the random shift
-            taken out. With `images` role + "_later": (S, F, size, size, 3) uint8, the frames to predict, augmented as
-            those that were encoded; `windows_of` them are the windows'.
+            role + "_tokens": (B, T, n, d). Of the static camera: offset (B, 2), the random shift, and heatmaps (B, T, h,
+            w, points), if its encoder has any. With `loss.geometry` static_points (B, T, points, 2): the heatmaps'
+            centres in [-1, 1], the random shift taken out. With `images` role + "_later": (S, F, size, size, 3) uint8,
+            the frames to predict, augmented as those that were encoded; `windows_of` them are the windows'.
         """
         segments, count, each = batch.get("segments"), None, 1
         source: dict[str, Any] = dict(batch) if segments is None else dict(segments)
@@ -151,7 +151,7 @@ class PolicyNet(nn.Module):
                 # Features come without pixels of the same frames.
                 given = [] if f"{role}_features" in source else [source[role]]
                 source[role] = torch.cat([*given, source[f"next_{role}"]], dim=1)
-        result: dict[str, Tensor | None] = {}
+        result: dict[str, Tensor] = {}
         frames = count if count is None else count - each + 1
         for role in self.roles:
             size, shift = self.camera(role)
@@ -159,16 +159,16 @@ class PolicyNet(nn.Module):
             tokens = self.image_tokens(role)(shown.features, self.vlm.resampler)
             tokens = self.parts.camera_tokens(self, role, tokens, shown.pixels, z_l)
             result[f"{role}_tokens"] = windows_of(tokens, frames)
-            if images:
+            if images and count is not None:
                 pixels = shown.pixels
                 if pixels is None:
                     pixels = fit_images(source[role], size)[0].unflatten(0, source[role].shape[:2])
                 result[f"{role}_later"] = pixels[:, -count:]
             if role == "static":
-                heatmaps = shown.heatmaps
-                result["heatmaps"] = None if heatmaps is None else windows_of(heatmaps, frames)
                 result["offset"] = shown.offset.repeat_interleave(each, 0)
-                if self.config.loss.geometry > 0:
+                if shown.heatmaps is not None:
+                    result["heatmaps"] = windows_of(shown.heatmaps, frames)
+                if self.config.loss.geometry > 0 and shown.heatmaps is not None:
                     points = centres(shown.heatmaps) - shown.offset[:, None, None]
                     result["static_points"] = windows_of(points, frames)
         return result
@@ -180,12 +180,13 @@ class PolicyNet(nn.Module):
             f_s: (B, T, S, d_k), features of the robot's components; z_l: (B, d).
         """
         clips = batch["clips"]
+        assert clips is not None and self.analogy is not None
         batch_size, count = clips["keypoints"].shape[:2]
         expect("clips.keypoints", clips["keypoints"], len(f_s), "J", f_s.shape[1], self.config.keypoints, 3)
         expect("clips.visible", clips["visible"], *clips["keypoints"].shape[:4])
         expect("clips.frame_mask", clips["frame_mask"], *clips["keypoints"].shape[:3])
-        flat = {name: clips[name].flatten(0, 1) for name in ("keypoints", "visible", "frame_mask")}
-        f_k = self.vlm.keypoint_features(flat["keypoints"], flat["visible"], flat["frame_mask"])
+        flat = [x.flatten(0, 1) for x in (clips["keypoints"], clips["visible"], clips["frame_mask"])]
+        f_k = self.vlm.keypoint_features(*flat)
         f_k = f_k.unflatten(0, (batch_size, count))[:, :, frames]
         visible = (clips["visible"] & clips["frame_mask"][..., None])[:, :, frames]
         transferred = self.analogy.transfer(f_k, f_s[:, None, frames], visible, z_l[:, None, None])
@@ -209,12 +210,9 @@ class PolicyNet(nn.Module):
         encoded = self.encode(batch, z_l, "image" in kinds)
         outputs, f_s = self.transform(batch, z_l, encoded, kinds)
         step = PolicyStep(self, batch, z_l, f_s, encoded, outputs)
-        loss: Tensor | float = 0.0
-        result: dict[str, Tensor] = {}
-        for objective in objectives:
-            value = objective.value(step)
-            loss = loss + objective.weight(self.config) * value
-            result[f"loss_{objective.name}"] = value
+        result = {f"loss_{objective.name}": objective.value(step) for objective in objectives}
+        terms = [objective.weight(self.config) * result[f"loss_{objective.name}"] for objective in objectives]
+        loss = functools.reduce(Tensor.add, terms)
         continuous, logits = step.readout
         if continuous is not None:
             result["actions"] = _actions(continuous, logits)
@@ -234,7 +232,7 @@ class PolicyNet(nn.Module):
         """
         expect_frames(batch, *self.roles)
         z_l = self.vlm.language(batch["text"], batch["text_mask"])
-        encoded = batch if "static_tokens" in batch else self.encode(batch, z_l)
+        encoded: Mapping[str, Any] = batch if "static_tokens" in batch else self.encode(batch, z_l)
         outputs, _ = self.transform(batch, z_l, encoded, (), last=True)
         continuous, logits = self.head(outputs["action"])
         return _actions(continuous.clamp(-1.0, 1.0), logits)[:, -1]
@@ -284,11 +282,14 @@ class PolicyNet(nn.Module):
         if geometry is not None:
             outputs["geometry"] = geometry
             # Once more, past the attention, which averages tokens and so blurs centimetres.
+            assert whereabouts is not None
             outputs["action"] = outputs["action"] + whereabouts[:, -outputs["action"].shape[1] :, None]
         return outputs, f_s
 
     def _queries(self, frames: int, kinds: Sequence[str], last: bool) -> Queries:
-        chosen = [("action", self.action_queries, range(frames - 1 if last else 0, frames))]
+        chosen: list[tuple[str, Tensor, range]] = [
+            ("action", self.action_queries, range(frames - 1 if last else 0, frames))
+        ]
         for kind in kinds:
             parameter = self.vlm.next_query[None] if kind == "state" else self.image_queries.flatten(0, 1)
             chosen.append((kind, parameter, range(frames)))

@@ -24,7 +24,7 @@ def check_segments(batch: RobotBatch) -> tuple[int, int]:
         UserError: the segments' shapes do not fit the windows.
     """
     segments, frame_mask = batch["segments"], batch["frame_mask"]
-    some = segments.get("static_features", segments.get("static"))
+    some = segments["static_features"] if "static_features" in segments else segments["static"]
     windows, frames = frame_mask.shape
     each, rest = divmod(windows, len(some))
     count = each + frames - 1

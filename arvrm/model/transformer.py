@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -27,6 +27,13 @@ def mlp(*widths: int, act: str = "gelu") -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def start_at_zero(layer: nn.Module) -> None:
+    """Set a linear layer's weights to zero, so that what it adds begins as nothing."""
+    assert isinstance(layer, nn.Linear)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
 Kernel = Literal["auto", "sdpa", "plain"]
 _kernel: Kernel = "auto"
 
@@ -43,8 +50,9 @@ def attention_kernel(kernel: Kernel, model: nn.Module | None = None) -> Iterator
     global _kernel
     before, _kernel = _kernel, kernel
     for module in model.modules() if model is not None else ():
-        if hasattr(module, "set_attn_implementation"):
-            module.set_attn_implementation("eager" if kernel == "plain" else "sdpa")
+        choose: Any = getattr(module, "set_attn_implementation", None)
+        if choose is not None:
+            choose("eager" if kernel == "plain" else "sdpa")
     try:
         yield
     finally:
@@ -127,11 +135,13 @@ class Transformer(nn.Module):
     def __init__(self, width: int, layers: int, heads: int, act: str = "gelu", dropout: float = 0.0) -> None:
         super().__init__()
         self.norm_in = nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(Block(width, heads, act, dropout) for _ in range(layers))
+        blocks = [Block(width, heads, act, dropout) for _ in range(layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm_out = nn.LayerNorm(width)
         # Residual branches start small, so that depth does not change the scale of the stream (GPT-2).
-        for block in self.blocks:
+        for block in blocks:
             for layer in (block.out, block.mlp[-1]):
+                assert isinstance(layer, nn.Linear)
                 nn.init.normal_(layer.weight, std=0.02 / (2 * layers) ** 0.5)
                 nn.init.zeros_(layer.bias)
 
@@ -217,6 +227,7 @@ class PerceiverResampler(nn.Module):
         if self.position is not None:
             patches = patches + self.position
         for layer in self.layers:
+            assert isinstance(layer, nn.ModuleDict)
             normed = layer["norm_latents"](x)
             source = torch.cat([layer["norm_patches"](patches), normed], dim=1)
             keys, values = layer["key_value"](source).chunk(2, dim=-1)
@@ -274,7 +285,7 @@ def expect(name: str, tensor: object, *shape: int | str) -> None:
         raise UserError(f"{name}: expected shape {wanted}, got {sizes}; check the window's and the model's settings")
 
 
-def expect_frames(batch: dict, *cameras: str) -> None:
+def expect_frames(batch: Mapping[str, Any], *cameras: str) -> None:
     """Check that each camera's images (or features, or tokens) have the windows and frames of `frame_mask`.
 
     Raises:

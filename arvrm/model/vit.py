@@ -22,7 +22,7 @@ class FilmedLayer(nn.Module):
 
     def __init__(self, block: nn.Module, width: int, language_width: int) -> None:
         super().__init__()
-        self.block = block
+        self.block: Any = block
         self.scale, self.shift = nn.Linear(language_width, width), nn.Linear(language_width, width)
         for layer in (self.scale, self.shift):
             nn.init.zeros_(layer.weight)
@@ -49,6 +49,9 @@ class VitEncoder(nn.Module):
     Args:
         language_width: of the words, where they modulate it.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: VisionConfig, language_width: int = 0) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from arvrm.model.heads import FlowHead
 from arvrm.model.objectives.base import Objective, masked_mean
 from arvrm.model.objectives.steps import PolicyStep
 
@@ -22,6 +23,7 @@ class Regression(Objective[PolicyStep]):
     def value(self, step: PolicyStep) -> Tensor:
         target, mask = step.chunks
         predicted, _ = step.readout
+        assert predicted is not None  # only a flow head has none
         error = F.smooth_l1_loss(predicted, target[..., : predicted.shape[-1]], reduction="none")
         return masked_mean(error.mean(-1), mask)
 
@@ -36,7 +38,9 @@ class FlowMatching(Objective[PolicyStep]):
 
     def value(self, step: PolicyStep) -> Tensor:
         target, mask = step.chunks
-        error = step.network.head.error(step.outputs["action"], target[..., : step.network.robot.actions.continuous])
+        head = step.network.head
+        assert isinstance(head, FlowHead)
+        error = head.error(step.outputs["action"], target[..., : step.network.robot.actions.continuous])
         return masked_mean(error.mean(-1), mask)
 
 

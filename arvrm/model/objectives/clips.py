@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from arvrm.interface import HumanBatch
 from arvrm.model.objectives.base import Objective
 from arvrm.model.objectives.steps import PolicyStep
 
@@ -29,6 +30,7 @@ class Analogy(Objective[PolicyStep]):
             if batch.get("next_components") is None:
                 return f_s.new_zeros(())
             target, mask = batch["next_components"][:, last], mask & batch["next_mask"][:, last]
+        assert network.analogy is not None
         transferred, shown = network.transfer(batch, f_s, step.z_l, slice(last, last + 1))
         error = (network.analogy.read(transferred[:, :, 0]).float() - target[:, None]).square().mean(-1)
         counts = shown[:, :, 0] & mask[:, None]
@@ -42,6 +44,8 @@ class Replay(Objective[PolicyStep]):
     needs = ("clips",)
 
     def value(self, step: PolicyStep) -> Tensor:
-        clips = step.batch["clips"]
-        replay = step.batch.get("replay") or {key: x.flatten(0, 1) for key, x in clips.items() if x is not None}
+        replay = step.batch.get("replay")
+        if not replay:
+            clips: dict[str, Any] = {**(step.batch["clips"] or {})}
+            replay = cast(HumanBatch, {key: x.flatten(0, 1) for key, x in clips.items() if x is not None})
         return step.network.vlm(replay)["loss"]

@@ -27,7 +27,8 @@ class Poses(Objective[HandStep]):
 
     def value(self, step: HandStep) -> Tensor:
         config, frame_mask = step.network.config, step.batch["frame_mask"]
-        frames, total, counted = frame_mask.shape[1], 0.0, 0.0
+        frames = frame_mask.shape[1]
+        total, counted = step.predicted.new_zeros(()), step.predicted.new_zeros(())
         for ahead in range(1, config.horizon + 1):
             here = step.truth[:, ahead : ahead + frames]
             counts = step.known[:, ahead : ahead + frames] & frame_mask[:, : here.shape[1], None]
@@ -52,6 +53,7 @@ class Destination(Objective[HandStep]):
     def value(self, step: HandStep) -> Tensor:
         horizon, frame_mask = step.network.config.horizon, step.batch["frame_mask"]
         frames, heatmaps = frame_mask.shape[1], step.heatmaps
+        assert heatmaps is not None
         later = step.truth[:, horizon : horizon + frames, 0, :2]
         there = step.known[:, horizon : horizon + frames, 0] & frame_mask[:, : later.shape[1]]
         there = there & (later.abs() <= 1.0).all(-1)

@@ -33,7 +33,7 @@ class Localisation(Objective[PolicyStep]):
     needs = ("landmark_pixels",)
 
     def value(self, step: PolicyStep) -> Tensor:
-        batch, heatmaps = step.batch, step.encoded["heatmaps"]
+        batch, heatmaps = step.batch, step.encoded.get("heatmaps")
         if heatmaps is None:
             raise UserError("loss.localisation: only the conv encoder has heatmaps; set it to 0 or use that encoder")
         shape = (*heatmaps.shape[:2], step.network.config.vision.landmarks)

@@ -53,7 +53,7 @@ class PolicyStep:
     batch: RobotBatch
     z_l: Tensor
     f_s: Tensor
-    encoded: dict[str, Tensor | None]
+    encoded: dict[str, Tensor]
     outputs: dict[str, Tensor]
     shown: dict[str, Tensor] = field(default_factory=dict)
 

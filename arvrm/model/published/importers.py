@@ -55,6 +55,7 @@ PUBLISHED: dict[str, Any] = {
 }
 """What shapes do not tell, with the published configurations' values; None: read from the tensors, and compared."""
 
+Vit = Literal["mae", "dinov2"]
 IMAGE_QUERIES = ("obs_queries", "obs_hand_queries")
 UNUSED = (
     ("transformer.wte.", "GPT-2's table of words; inputs are embeddings"),
@@ -153,7 +154,7 @@ def import_checkpoint(config: ImportConfig) -> Path:
 def convert(
     tensors: dict[str, Tensor],
     settings: dict[str, Any],
-    encoder: tuple[str, Any],
+    encoder: tuple[Vit, Any],
     kind: str = "auto",
     clip: str = CLIP,
     place: str = "checkpoint",
@@ -230,7 +231,7 @@ def convert(
 def official_config(
     tensors: dict[str, Tensor],
     settings: dict[str, Any],
-    encoder: tuple[str, Any],
+    encoder: tuple[Vit, Any],
     clip: str,
     place: str,
     second: SecondVisionConfig | None = None,
@@ -297,7 +298,9 @@ def tensor_names(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, l
     }
     if "action_chunk_queries.weight" in tensors:
         names["action_chunk_queries.weight"] = ["action_queries"]
-    if config.published.positions:
+    published = config.published
+    assert published is not None
+    if published.positions:
         names["transformer.wpe.weight"] = ["positions"]
     both = {
         "embed_arm_state": "state_token.arm",
@@ -332,9 +335,9 @@ def tensor_names(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, l
         both |= {f"{old}.attn.qkv": f"{new}.qkv", f"{old}.attn.proj": f"{new}.out"}
         both |= {f"{old}.mlp.fc1": f"{new}.mlp.0", f"{old}.mlp.fc2": f"{new}.mlp.2"}
     resamplers = {"perceiver_resampler": "vlm.resampler"}
-    if config.published.second is not None:
+    if published.second is not None:
         both |= {"embed_dino_img": "second.cls.static", "embed_dino_hand_img": "second.cls.gripper"}
-        if config.published.second.patches:
+        if published.second.patches:
             both |= {"embed_dino_patch": "second.patch.static", "embed_dino_hand_patch": "second.patch.gripper"}
             both |= {"perceiver_resampler_dino.norm": "second.resampler.norm_out"}
             names["perceiver_resampler_dino.latents"] = ["second.resampler.latents"]
@@ -416,7 +419,7 @@ def _settings(file: str | None) -> dict[str, Any]:
     return {key: given.get(key, value) for key, value in PUBLISHED.items()}
 
 
-def _encoder(config: ImportConfig, tensors: dict[str, Tensor]) -> tuple[str, Any]:
+def _encoder(config: ImportConfig, tensors: dict[str, Tensor]) -> tuple[Vit, Any]:
     """Return the kind and the model of the frozen image encoder."""
     inside = {n.removeprefix("model_mae."): t for n, t in tensors.items() if n.startswith("model_mae.")}
     if config.vision is None and not inside:
@@ -427,13 +430,11 @@ def _encoder(config: ImportConfig, tensors: dict[str, Tensor]) -> tuple[str, Any
     path = config.vision
     if path is None or Path(path).is_file():
         own = inside if path is None else backbones.read_tensors(path)
-        kind = config.encoder
-        if kind == "auto":
-            kind = "dinov2" if any(name.endswith("ls1.gamma") for name in own) else "mae"
+        found: Vit = "dinov2" if any(name.endswith("ls1.gamma") for name in own) else "mae"
+        kind = found if config.encoder == "auto" else config.encoder
         return kind, getattr(backbones, kind)(own, path or config.file)
-    kind = config.encoder
-    if kind == "auto":
-        kind = "dinov2" if "dino" in path.lower() else "mae"
+    named: Vit = "dinov2" if "dino" in path.lower() else "mae"
+    kind = named if config.encoder == "auto" else config.encoder
     return kind, pretrained_model(VisionConfig(encoder=kind, path=path, film=False))
 
 

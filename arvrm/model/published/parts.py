@@ -57,7 +57,7 @@ class PublishedParts(Parts):
 
     def image_heads(self, sizes: Sequence[int], static: ConvEncoder | VitEncoder) -> Sequence[ImageHead]:
         config, heads = self.config, self.published.image_decoder_heads or self.config.heads
-        if self.published.image_decoder == "shared":
+        if self.published.image_decoder == "shared" and isinstance(static, VitEncoder):
             return [SharedImageHead(config.width, static, config.image_patch, config.image_decoder_layers, heads)]
         return [ImageHead(config.width, size, config.image_patch, config.image_decoder_layers, heads) for size in sizes]
 

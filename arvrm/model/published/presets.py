@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from arvrm.interface import UserError
 from arvrm.model.config import LossConfig, ModelConfig, TextConfig, VisionConfig
@@ -37,12 +37,12 @@ NETWORK: dict[str, Any] = {
     "arm_loss_ratio": 100,
 }
 """What the published configurations call the settings of a network, and their values (GR-Chunk's)."""
-ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu"}
+ACTIVATIONS: dict[str, Literal["gelu", "relu"]] = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu"}
 
 
 def published_model(
     values: Mapping[str, Any],
-    encoder: str,
+    encoder: Literal["mae", "dinov2"],
     place: str,
     *,
     clip: str = CLIP,

@@ -21,6 +21,9 @@ class OfficialState(nn.Module):
         UserError: the robot is not CALVIN's, whose units this reads.
     """
 
+    scale: Tensor
+    centre: Tensor
+
     def __init__(self, width: int, robot: Robot) -> None:
         super().__init__()
         if not isinstance(robot, Calvin):

@@ -41,6 +41,7 @@ class SecondSight(nn.Module):
         self, config: ModelConfig, roles: Sequence[str], resampler: Callable[[int], PerceiverResampler]
     ) -> None:
         super().__init__()
+        assert config.published is not None and config.published.second is not None
         self.encoder = second_encoder(config)
         features = self.encoder.width
         second = config.published.second
@@ -67,7 +68,9 @@ def second_encoder(config: ModelConfig) -> VitEncoder:
     Raises:
         UserError: its weights cannot be found; names the setting.
     """
-    second = config.published.second
+    published = config.published
+    assert published is not None and published.second is not None
+    second = published.second
     own = dataclasses.replace(
         config.vision,
         encoder=second.encoder,
@@ -78,6 +81,6 @@ def second_encoder(config: ModelConfig) -> VitEncoder:
         frozen=True,
     )
     try:
-        return (VitEncoder if config.published.clamp else UnclampedVit)(own, config.width)
+        return (VitEncoder if published.clamp else UnclampedVit)(own, config.width)
     except UserError as error:
         raise UserError(str(error).replace("vision.", "published.second.")) from error
