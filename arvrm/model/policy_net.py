@@ -135,8 +135,8 @@ class PolicyNet(nn.Module):
         """Encode each frame once, with one augmentation a window or, where there are segments, a segment.
 
         Returns:
-            role + "_tokens": (B, T, n, d). Of the static camera: offset (B, 2), the random shift, and heatmaps (B, T, h,
-            w, points), if its encoder has any. With `loss.geometry` static_points (B, T, points, 2): the heatmaps'
+            role + "_tokens": (B, T, n, d). Of the static camera: offset (B, 2), the random shift, and, if its encoder
+            has any, heatmaps (B, T, h, w, points). With `loss.geometry` static_points (B, T, points, 2): the heatmaps'
             centres in [-1, 1], the random shift taken out. With `images` role + "_later": (S, F, size, size, 3) uint8,
             the frames to predict, augmented as those that were encoded; `windows_of` them are the windows'.
         """
