@@ -28,12 +28,12 @@ class JointEncoder(nn.Module):
 
     def forward(self, keypoints: Tensor, visible: Tensor) -> Tensor:
         """Return f_k (B, T, K, d_k) for keypoints (B, T, K, 3) and visible (B, T, K); padding must not be visible."""
-        seen = visible[..., None].to(keypoints.dtype)
-        pose = keypoints * seen
-        wrist, has_wrist = pose.unflatten(2, (-1, 21))[..., :1, :], seen.unflatten(2, (-1, 21))[..., :1, :]
-        relative = ((pose.unflatten(2, (-1, 21)) - wrist) * has_wrist).flatten(2, 3) * seen
+        shown = visible[..., None].to(keypoints.dtype)
+        pose = keypoints * shown
+        wrist, has_wrist = pose.unflatten(2, (-1, 21))[..., :1, :], shown.unflatten(2, (-1, 21))[..., :1, :]
+        relative = ((pose.unflatten(2, (-1, 21)) - wrist) * has_wrist).flatten(2, 3) * shown
         change = torch.zeros_like(pose)
-        change[:, 1:] = (pose[:, 1:] - pose[:, :-1]) * seen[:, 1:] * seen[:, :-1]
+        change[:, 1:] = (pose[:, 1:] - pose[:, :-1]) * shown[:, 1:] * shown[:, :-1]
         # Hand-sized and step-sized differences are a tenth of the image; brought to the scale of coordinates.
         x = self.lift(torch.cat([pose, 4.0 * relative, 8.0 * change], dim=-1))
         x = torch.where(visible[..., None], x, self.missing.to(x.dtype)) + self.joint

@@ -193,7 +193,7 @@ def sequence_mask(token_mask: Tensor, query_frames: Tensor, attention: str) -> T
 class PerceiverResampler(nn.Module):
     """Reads P patch tokens into M latents: cross-attention to patches and latents, then an MLP, `layers` times.
 
-    After Flamingo (Alayrac et al., 2022), as GR-1 uses it.
+    After Flamingo (Alayrac et al., 2022).
     """
 
     def __init__(
