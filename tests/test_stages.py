@@ -348,6 +348,14 @@ def test_finetuning_killed_and_resumed_ends_with_the_same_bits(root, tmp_path):
     assert not [name for name in os.listdir(tmp_path / "cut") if name.startswith(".")]
 
 
+def test_a_run_notes_its_threads_and_keeps_them_when_resumed(root, tmp_path, capsys):
+    pretrain(pretraining(root, output=str(tmp_path / "run"), train={"threads": 2}), progress=False)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["hardware"]["threads"] == 2
+    capsys.readouterr()
+    pretrain(pretraining(root, output=str(tmp_path / "run"), resume=True))
+    assert "threads: 2 of" in capsys.readouterr().err
+
+
 def test_resumed_run_must_have_the_same_configuration(root, tmp_path):
     finetune(finetuning(root, str(tmp_path / "run")), progress=False)
     with pytest.raises(UserError, match="train.learning_rate was 0.001, is 0.1"):
