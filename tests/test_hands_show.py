@@ -158,7 +158,7 @@ def test_square_frames_and_their_hands_agree(tmp_path):
     np.testing.assert_allclose(tracks.raw[5, 1, 0, :2], blob, atol=1.5)
 
 
-def test_clip_of_a_store_shows_stored_normal_and_foreseen_side_by_side(store, checkpoint, tmp_path):
+def test_clip_of_a_store_shows_stored_normal_and_predicted_side_by_side(store, checkpoint, tmp_path):
     identity = store.ids[0]
     images = len(store.header(identity).image_steps)
     two = read_film(show_clip(store, identity, tmp_path / "two.mp4"))
@@ -168,8 +168,8 @@ def test_clip_of_a_store_shows_stored_normal_and_foreseen_side_by_side(store, ch
     assert np.abs(two[2, 40:, :300].astype(int) - three[2, 40:, :300]).mean() < 6
 
 
-def test_an_untrained_model_foresees_that_the_hand_stays(store, checkpoint):
-    # The prediction head starts at zero: the last pose is what it foresees.
+def test_an_untrained_model_predicts_that_the_hand_stays(store, checkpoint):
+    # The prediction head starts at zero: the last pose is what it predicts.
     identity = store.ids[0]
     header, arrays = store.header(identity), store.arrays(identity, ["keypoints", "visible"])
     images = store.frames(identity, "rgb_static", np.arange(len(header.image_steps)))

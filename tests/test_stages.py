@@ -300,7 +300,7 @@ def test_pretrained_weights_are_trained_at_their_share_of_the_rate(root, tmp_pat
         finetuning(root, "unused", pretrained_rate=0.1)
 
 
-def test_replay_foresees_as_far_as_stage_one_did(root):
+def test_replay_predicts_as_far_as_stage_one_did(root):
     config = finetuning(root, "unused", index=str(root / "index"), model={"horizon": 3})
     data = RobotData(config, PolicyNet(config.model, CALVIN))
     whole = data.batch_of(0)
