@@ -430,6 +430,13 @@ def test_two_files_that_name_different_scenes_are_both_named(tmp_path, capsys, s
     assert len(lines) == bool(said) and all(said in line and "scene_info.npy" in line for line in lines)
 
 
+def test_steps_numbered_with_other_digits_are_found(copy, tmp_path):
+    for file in (copy / "validation").glob("episode_*.npz"):
+        file.rename(file.with_name(f"episode_{int(file.stem.split('_')[1]):04d}.npz"))
+    reports = convert(copy, tmp_path / "out")
+    assert (reports["validation"].episodes, reports["training"].episodes) == (1, 3)
+
+
 def test_a_yaml_file_with_aliases_is_not_expanded(copy, tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]

@@ -171,6 +171,30 @@ def test_names_are_the_same_in_either_spelling_of_unicode(tmp_path):
         assert len(plan("ssv2", folder).segments) == 1
 
 
+def test_names_from_other_systems_are_found_if_they_are_unambiguous(tmp_path):
+    touch(tmp_path, "Day1/Push.MP4", "a.mp4", "b.mp4", "B.mp4")
+    (tmp_path / "annotations.csv").write_text("file,text\nday1\\push.mp4,push\nA.MP4,lift\nb.MP4,which\nb.mp4,this\n")
+    planned = plan("folder", tmp_path)
+    assert [(s.video.name, s.text) for s in planned.segments] == [
+        ("Push.MP4", "push"),
+        ("a.mp4", "lift"),
+        ("b.mp4", "this"),
+    ]
+    assert "2 videos" in planned.refused[0][1]
+
+
+def test_videos_that_annotations_do_not_name_are_counted(tmp_path):
+    touch(tmp_path, "1.webm", "2.webm", "3.webm")
+    (tmp_path / "train.json").write_text(json.dumps([{"id": "1", "label": "push"}]))
+    assert plan("ssv2", tmp_path).skipped == {"videos that the annotations do not name": 2}
+    (tmp_path / "Annotations.CSV").write_text("file,text\n2.webm,pull\n")
+    planned = plan("folder", tmp_path)
+    assert [s.text for s in planned.segments] == ["pull"] and sum(planned.skipped.values()) == 2
+    (tmp_path / "annotations.json").write_text("[]")
+    with pytest.raises(UserError, match="Annotations.CSV and annotations.json; name one"):
+        plan("folder", tmp_path)
+
+
 def test_what_systems_put_beside_the_data_is_not_read(tmp_path):
     touch(tmp_path, "push.mp4", "._push.mp4", ".trash/old.mp4", "__MACOSX/push.mp4", "@eaDir/push.mp4/thumb_1.jpg")
     planned = plan("folder", tmp_path)

@@ -226,6 +226,20 @@ def test_changed_annotations_are_no_continuation(tmp_path):
         convert(tmp_path / "e", tmp_path / "t", source="egodex", image_size=54, resume=True)
 
 
+def test_a_video_that_was_exchanged_is_no_continuation(tmp_path):
+    folder = tmp_path / "v"
+    folder.mkdir()
+    hand_video(folder / "push.mp4", frames=24)
+    hand_video(folder / "wait.mp4", blob=False)
+    assert list(convert(folder, tmp_path / "s").poor) == ["wait.mp4"]
+    hand_video(folder / "wait.mp4", frames=14)
+    again = convert(folder, tmp_path / "s", resume=True)
+    assert again.episodes == 2 and again.poor == {}
+    hand_video(folder / "push.mp4", frames=12)
+    with pytest.raises(UserError, match="another push.mp4.*--overwrite"):
+        convert(folder, tmp_path / "s", resume=True)
+
+
 def test_one_damaged_file_of_egodex_and_one_odd_sequence_leave_the_others(tmp_path):
     folder = tmp_path / "e"
     for number in range(3):

@@ -418,6 +418,25 @@ def test_rows_are_found_in_another_file_than_the_index_says(store, copy, tmp_pat
     assert list(report.left_out) == ["lerobot/000003"] and "2 other files" in report.left_out["lerobot/000003"]
 
 
+def test_frames_that_two_episodes_claim_are_given_to_neither(copy, tmp_path):
+    strangers(copy)
+    shift(copy, TOP, [0.0, 7 / 30, 7 / 30, 24 / 30])
+    again, report = back(copy, tmp_path)
+    assert again.ids == ("lerobot/000000", "lerobot/000003")
+    assert all("episodes 1 and 2 the same frames" in reason for reason in report.left_out.values())
+
+
+def test_a_damaged_part_of_the_index_costs_its_episodes_only(copy, tmp_path):
+    strangers(copy)
+    path = copy / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.slice(2), path.with_name("file-001.parquet"))
+    path.write_bytes(path.read_bytes()[:300])
+    again, report = back(copy, tmp_path)
+    assert again.ids == ("lerobot/000002", "lerobot/000003")
+    assert list(report.left_out) == ["meta/episodes/chunk-000/file-000.parquet"]
+
+
 def test_absolute_actions_are_known_by_their_nearness_to_the_pose(store, copy, tmp_path):
     rng = np.random.default_rng(3)
     state = np.tile([0.1, -0.2, 0.5, 3.12, 0.0, 1.5, 0.08, *[0.0] * 7, 1.0], (34, 1))

@@ -6,10 +6,12 @@ docs/calvin.md describes both layouts.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -253,11 +255,20 @@ class _Assembly:
             return LeftOut(str(error))
 
 
+@functools.lru_cache(maxsize=64)
+def _digits(folder: str) -> int:
+    """How many digits number the steps' files: 7 in CALVIN's own data sets, others in some made of them."""
+    with os.scandir(folder) as entries:
+        numbers = (re.fullmatch(r"episode_(\d+)\.npz", entry.name) for entry in entries)
+        return next((len(found[1]) for found in numbers if found), 7)
+
+
 def _read_rows(folder: Path, segment: Segment, rows: range, config: ConvertCalvinConfig) -> _Rows:
     arrays = {name: np.empty((len(rows), *CALVIN.arrays[ours].shape)) for name, ours in _VECTORS.items()}
     for name in _EXTRAS:
         if config.tactile if "tactile" in name else config.depth:
             arrays[name] = np.empty((len(rows), *CALVIN.arrays[name].shape), CALVIN.arrays[name].dtype)
+    digits = _digits(str(folder))
     sizes: dict[str, tuple[int, int]] = {}
     jpegs: dict[str, list[bytes]] = {"rgb_static": [], "rgb_gripper": []}
     damaged: dict[int, str] = {}
@@ -265,7 +276,7 @@ def _read_rows(folder: Path, segment: Segment, rows: range, config: ConvertCalvi
         step = segment.first + row
         cameras = jpegs if row % config.image_stride == 0 else ()
         try:
-            values = read_npz(f"{folder}/episode_{step:07d}.npz", (*arrays, *cameras))
+            values = read_npz(f"{folder}/episode_{step:0{digits}d}.npz", (*arrays, *cameras))
             for name, array in arrays.items():
                 value = values[name]
                 if value.shape != array.shape[1:] or value.dtype.kind not in "fiu":

@@ -122,6 +122,7 @@ def _annotations(folder: Path, optional: bool) -> tuple[list[tuple[int, int, str
             first, last = (int(step) for step in steps)
         except (TypeError, ValueError, OverflowError):
             first, last = -1, -1
+        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
         worded = isinstance(text, str) and text.strip() and len(text) <= _MAX_TEXT and isinstance(task, str)
         if worded and 0 <= first <= last < first + _LONGEST and last < _LAST_STEP:
             good.append((first, last, text.strip(), task))

@@ -18,7 +18,7 @@ from arvrm.hands.quality import ClipQuality, clip_quality
 from arvrm.hands.tracking import HandTracks, track_hands
 from arvrm.interface import UserError
 from arvrm.sources.corpora import EGODEX_FPS, Segment, egodex_hands
-from arvrm.sources.video import Frame, VideoError, probe, sample
+from arvrm.sources.video import Frame, VideoError, probe, sample, sequence_files
 
 if TYPE_CHECKING:
     from arvrm.sources.human import ConvertHumanConfig
@@ -167,6 +167,7 @@ class Converter:
             "video": segment.video.name.encode("utf-8", "replace").decode(),
             "start": start,
             "seconds": round(seconds, 3),
+            "bytes": bytes_of(segment),
             "hand": hand,
             "interpolated_frames": np.flatnonzero(tracks.interpolated.any(axis=1)).tolist(),
             "quality": {k: round(v, 6) if isinstance(v, float) else v for k, v in quality.to_dict().items()},
@@ -254,6 +255,12 @@ def make_detector(name: str, model: str | None) -> HandDetector:
         raise
     except Exception as error:
         raise UserError(f"detector {name}: cannot be made ({type(error).__name__}: {error})") from error
+
+
+def bytes_of(segment: Segment) -> int:
+    """Return the size of a clip's video, by which a changed one is noticed; of a sequence the number of its images."""
+    video = segment.video
+    return len(sequence_files(video)) if video.is_dir() else video.stat().st_size
 
 
 def name_of(segment: Segment) -> str:

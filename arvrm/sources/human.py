@@ -28,10 +28,10 @@ from arvrm.files import write_json
 from arvrm.hands.detect import find_model
 from arvrm.hands.quality import QualityLimits
 from arvrm.interface import UserError
-from arvrm.sources.clips import MEDIAPIPE, Converter, Outcome, name_of
+from arvrm.sources.clips import MEDIAPIPE, Converter, Outcome, bytes_of, name_of
 from arvrm.sources.corpora import Segment, check_source, plan
 from arvrm.sources.pipeline import LeftOut, in_order, store_in_order
-from arvrm.sources.video import VIDEO_SUFFIXES
+from arvrm.sources.video import VIDEO_SUFFIXES, VideoError
 
 _SHAPING = ("source", "clip_seconds", "fps", "image_fps", "sequence_fps", "max_seconds", "image_size", "fit", "hands")
 
@@ -174,6 +174,7 @@ def convert_human(config: ConvertHumanConfig) -> HumanReport:
     _check_stored(output, mine, config)
     with EpisodeWriter(output, manifest, config.resume, config.overwrite, config.jpeg_quality) as writer:
         with _Journal(output.with_name(output.name + ".poor.jsonl"), config.resume) as journal:
+            journal.forget(s for s in mine if s.id in journal.poor and not _same_video(s, journal.bytes(s.id)))
             todo = [s for s in mine if s.id not in journal.poor and not writer.has(s.id)]
             results = _record(_outcomes(todo, config), errors, journal)
             store_in_order(writer, results, commit=1)
@@ -298,7 +299,7 @@ def _record(
         if outcome.error is not None:
             errors[segment.id] = outcome.error
         elif outcome.poor is not None:
-            journal.add(segment.id, outcome.poor, outcome.quality or {})
+            journal.add(segment, outcome.poor, outcome.quality or {})
         yield segment, outcome.encoded or LeftOut(outcome.error or outcome.poor or "")
 
 
@@ -323,8 +324,17 @@ class _Journal:
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}); choose another output") from error
 
-    def add(self, id: str, reason: str, quality: dict[str, Any]) -> None:
-        self.poor[id] = {"id": id, "reason": reason, "quality": quality}
+    def bytes(self, id: str) -> int | None:
+        """Return the size that a poor clip's video had."""
+        return self.poor[id].get("bytes")
+
+    def forget(self, segments: Iterator[Segment]) -> None:
+        for segment in list(segments):
+            del self.poor[segment.id]
+
+    def add(self, segment: Segment, reason: str, quality: dict[str, Any]) -> None:
+        id = segment.id
+        self.poor[id] = {"id": id, "reason": reason, "quality": quality, "bytes": bytes_of(segment)}
         self._stream.write(json.dumps(self.poor[id]) + "\n")
         self._stream.flush()
 
@@ -354,16 +364,28 @@ def _manifest(config: ConvertHumanConfig, annotations: str) -> dict[str, Any]:
 
 
 def _check_stored(output: Path, segments: list[Segment], config: ConvertHumanConfig) -> None:
-    """Refuse to go on where a stored clip's sentence has changed; texts that lie beside videos have no file to hash."""
+    """Refuse to go on where the sentence or the video of a stored clip has changed."""
     if not config.resume or not (output / "data.mdb").exists():
         return
     store = EpisodeStore(output)
     for segment in segments:
-        if segment.id in store and (known := store.header(segment.id).instruction) != segment.text:
-            raise UserError(
-                f"{output}: clip {segment.id!r} says {known[:60]!r}, its source now {segment.text[:60]!r}; "
-                "convert anew with --overwrite"
-            )
+        if segment.id not in store:
+            continue
+        header = store.header(segment.id)
+        if (known := header.instruction) != segment.text:
+            changed = f"says {known[:60]!r}, its source now {segment.text[:60]!r}"
+        elif not _same_video(segment, header.meta.get("bytes")):
+            changed = f"was made of another {segment.video.name}"
+        else:
+            continue
+        raise UserError(f"{output}: clip {segment.id!r} {changed}; convert anew with --overwrite")
+
+
+def _same_video(segment: Segment, known: int | None) -> bool:
+    try:
+        return known is None or bytes_of(segment) == known
+    except (OSError, VideoError):  # it cannot be read now; what is stored stays
+        return True
 
 
 _KINDS: Mapping[str, str] = {

@@ -103,7 +103,7 @@ def probe(path: Path, sequence_fps: float = 30.0, start: float | None = None, en
     if path.is_dir():
         return VideoInfo(sequence_fps, len(sequence_files(path)) / sequence_fps)
     with _open(path) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         rate = _mean_rate(stream)
         seconds = _stated(container, stream)
         measured = _stretch_rate(container, stream, start or 0.0, end)
@@ -257,7 +257,7 @@ def _decode(path: Path, seek: float | None) -> Iterator[tuple[float, float, Any]
     import av
 
     with _open(path) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         # A worker is one core; threads would decode ahead into memory.
         stream.codec_context.thread_count = 1
         rate, zero, shape = _mean_rate(stream) or 30.0, _zero(container), _pixel_shape(stream)
@@ -407,14 +407,20 @@ def _open(path: Path) -> Any:
         container = av.open(str(path), metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"cannot be opened as video ({_line(error)})") from error
-    if not container.streams.video:
+    stream = video_stream(container)
+    if stream is None:
         container.close()
         raise VideoError("holds no video")
-    stream = container.streams.video[0]
     if stream.width * stream.height > MAX_PIXELS:
         container.close()
         raise VideoError(f"is {stream.width} x {stream.height}, more than {MAX_PIXELS >> 20} megapixels")
     return container
+
+
+def video_stream(container: Any) -> Any:
+    """Return the first stream of moving pictures, None if there is none: a cover is a video stream too."""
+    covers = [bool(stream.disposition & stream.disposition.attached_pic) for stream in container.streams.video]
+    return next((s for s, cover in zip(container.streams.video, covers, strict=True) if not cover), None)
 
 
 def _line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from arvrm.interface import FINGERS, UserError
-from arvrm.sources.corpora.files import VideoFolder
+from arvrm.sources.corpora.files import VideoFolder, same
 from arvrm.sources.corpora.segment import Absent, Refused, Segment, Skipped
 
 _ARKIT_FINGERS = dict(zip(FINGERS, ("Thumb", "IndexFinger", "MiddleFinger", "RingFinger", "LittleFinger"), strict=True))
@@ -41,9 +41,9 @@ def plan_egodex(folder: VideoFolder) -> Iterator[Segment | Refused | Skipped | A
         raise UserError(f"{folder.annotations}: EgoDex has its texts beside the videos; leave --annotations out")
     for file in folder.files(".hdf5"):
         name = file.relative_to(folder.root).with_suffix("").as_posix()
-        video = file.with_suffix(".mp4")
-        if not video.exists():
-            yield Refused(name, f"{video.name} is not beside {file.name}")
+        video = folder.named(f"{name}.mp4")
+        if isinstance(video, Refused):
+            yield Refused(name, f"{file.stem}.mp4 is not beside {file.name}")
             continue
         if folder.leaves(file) and not folder.follow_links:
             yield Refused(name, f"{file.name} leads out of the folder by a link; pass --follow-links to read it")
@@ -58,7 +58,7 @@ def plan_egodex(folder: VideoFolder) -> Iterator[Segment | Refused | Skipped | A
         second = texts.get("llm_type") == "reversible" and texts.get("which_llm_description") == "2"
         text = texts.get("llm_description2" if second else "llm_description", "")
         meta = {"task": texts["task"]} if texts.get("task") else {}
-        group = texts.get("session_name") or name
+        group, name = texts.get("session_name") or same(name), same(name)
         yield Segment(name, video, None, None, text.strip().rstrip("."), group, poses=file, meta=meta)
 
 

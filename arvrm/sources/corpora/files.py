@@ -34,6 +34,7 @@ class VideoFolder:
         videos: (video files and image sequences), sorted.
         unread: ending -> files that are neither videos nor annotations.
         read: annotation files that were opened, in order.
+        asked: videos that were looked up and found.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class VideoFolder:
         self.follow_links = follow_links
         self.unread: Counter[str] = Counter()
         self.read: list[Path] = []
+        self.asked: set[Path] = set()
         self._resolved = root.resolve()
         self._leaving: dict[Path, bool] = {}
 
@@ -117,6 +119,13 @@ class VideoFolder:
         return found
 
     @cached_property
+    def _by_loose_name(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        for name, paths in self._by_name.items():
+            found.setdefault(name.casefold(), []).extend(paths)
+        return found
+
+    @cached_property
     def _by_stem(self) -> dict[str, list[Path]]:
         found: dict[str, list[Path]] = {}
         for path in self.videos:
@@ -130,7 +139,10 @@ class VideoFolder:
             return Refused(name, "there is no video '' in the folder")
         if os.path.isabs(name) or ".." in Path(name).parts:
             return Refused(name, f"{name[:80]!r} leads out of the folder; put the video into it and name it from there")
+        # Spelling first, then what Windows and macOS take for the same name.
         found = self._by_name.get(same(Path(name).as_posix()), [])
+        found = found or self._by_loose_name.get(same(name.replace("\\", "/")).casefold(), [])
+        self.asked.update(found)
         if len(found) > 1:
             return Refused(name, f"{len(found)} videos have a name that looks like {name[:80]!r}; rename one")
         if found:
@@ -144,6 +156,7 @@ class VideoFolder:
     def with_stem(self, stem: str) -> Path | Refused | None:
         """Return the video of this name without ending, at any depth; None: it is not there."""
         found = self._by_stem.get(same(stem), [])
+        self.asked.update(found)
         files = [path for path in found if not path.is_dir()] or found
         if len(files) > 1:
             places = " and ".join(path.relative_to(self.root).as_posix() for path in files[:2])

@@ -18,8 +18,12 @@ def plan_folder(folder: VideoFolder) -> Iterator[Segment | Refused | Skipped | A
     """Yield a folder's segments."""
     file = folder.annotations
     if file is None:
-        usual = (folder.root / "annotations.csv", folder.root / "annotations.json")
-        file = next((file for file in usual if file.exists()), None)
+        names = ("annotations.csv", "annotations.json")
+        usual = sorted(path for path in folder.root.iterdir() if path.name.lower() in names)
+        if len(usual) > 1:
+            both = " and ".join(path.name for path in usual)
+            raise UserError(f"{folder.root}: has {both}; name one with --annotations")
+        file = usual[0] if usual else None
     if file is None:
         for path in folder.videos:
             name = same(path.relative_to(folder.root).as_posix())

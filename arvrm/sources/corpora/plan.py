@@ -100,6 +100,9 @@ def plan(
         raise
     except Exception as error:  # a corpus of one's own may raise anything
         raise UserError(f"--source {source}: failed ({type(error).__name__}: {error}); mend it") from error
+    unnamed = sum(1 for video in files.videos if video not in files.asked) if files.asked else 0
+    if unnamed:
+        draft.skipped["videos that the annotations do not name"] = unnamed
     if not draft.segments and not draft.refused and not draft.skipped:
         missing = f"; none of its {len(draft.absent)} annotated videos is there" if draft.absent else ""
         raise UserError(f"{folder}: holds no clip of source {source}{missing}; give the folder with the videos")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -90,7 +91,7 @@ def convert_lerobot(config: ConvertLeRobotConfig) -> LeRobotReport:
         todo = [part for part in source.parts() if not writer.has(part.id)]
         # Videos are read from front to back, so one thread reads; more would make each other jump.
         results = encode_in_order(todo, source.read, lambda part: part.steps, config.jpeg_quality, workers=1)
-        left_out = {part.id: failure.reason for part, failure in store_in_order(writer, results)}
+        left_out = source.problems | {part.id: failure.reason for part, failure in store_in_order(writer, results)}
     source.close()
     counts = EpisodeStore(config.output).manifest["counts"]
     return LeRobotReport(config.output, counts["episodes"], counts["steps"], left_out)
@@ -131,6 +132,7 @@ class _Source:
         self.fps = float(fps)
         self.names = self._choose(config)
         self.texts = task_texts(self.root)
+        self.problems: dict[str, str] = {}
         self.episodes = self._episodes()
         wanted = {"timestamp", *self.names.values(), "action.absolute"}
         self.data = DataFiles(self.root, wanted | {f"arvrm.{name}" for name in CALVIN.arrays})
@@ -190,8 +192,11 @@ class _Source:
                         raise UserError(f"{file}: states {opened.metadata.num_rows} episodes; fetch it again")
                     names = [n for n in opened.schema_arrow.names if not n.startswith("stats/")]
                     rows += opened.read(columns=names).to_pylist()
-            except OSError as error:
-                raise UserError(f"{file}: cannot be read ({error}); fetch it again") from error
+            except OSError as error:  # the episodes of the other files go on
+                self.problems[str(file.relative_to(self.root))] = f"cannot be read ({error}); fetch it again"
+        if not rows and self.problems:
+            file, reason = next(iter(self.problems.items()))
+            raise UserError(f"{self.root / file}: {reason}")
         needed = {"episode_index", "length"}
         for camera in CAMERA_FEATURES:
             if self.features[self.names[camera]]["dtype"] == "video":
@@ -208,15 +213,37 @@ class _Source:
     def parts(self) -> list[_Part]:
         """Return the episodes, those of several tasks in parts, in order."""
         found: list[_Part] = []
+        doubtful = self._shared_stretches()
         for row in self.episodes:
             id = self.prefix + _text(row, "arvrm/id", f"lerobot/{row['episode_index']:06d}")
             try:
+                if row["episode_index"] in doubtful:
+                    raise LeftOut(doubtful[row["episode_index"]])
                 stretches = self._stretches(row)
             except LeftOut as reason:
                 found.append(_Part(id, row, problem=reason.reason))
                 continue
             several = len(stretches) > 1
             found += [_Part(f"{id}#{n}" if several else id, row, s) for n, s in enumerate(stretches, 1)]
+        return found
+
+    def _shared_stretches(self) -> dict[int, str]:
+        """Return episodes that the index gives frames of another one: which of the two they belong to, nobody knows."""
+        found: dict[int, str] = {}
+        for camera in CAMERA_FEATURES:
+            key = f"videos/{self.names[camera]}"
+            claims: dict[tuple[Any, Any], list[tuple[float, float, int]]] = {}
+            for row in self.episodes if self.features[self.names[camera]]["dtype"] == "video" else ():
+                start, length = row[f"{key}/from_timestamp"], row["length"]
+                if isinstance(start, (int, float)) and isinstance(length, int):
+                    place = row[f"{key}/chunk_index"], row[f"{key}/file_index"]
+                    claims.setdefault(place, []).append((start, start + length / self.fps, row["episode_index"]))
+            for stretches in claims.values():
+                stretches.sort()
+                for (_, end, one), (start, _, other) in itertools.pairwise(stretches):
+                    if start < end - 0.5 / self.fps:
+                        reason = f"the index gives episodes {one} and {other} the same frames of {self.names[camera]}"
+                        found |= {one: reason, other: reason}
         return found
 
     def _stretches(self, row: dict[str, Any]) -> list[Stretch]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from arvrm.sources.pipeline import LeftOut
-from arvrm.sources.video import MAX_PIXELS, VideoError, rgb_of, warnings_as_errors
+from arvrm.sources.video import MAX_PIXELS, VideoError, rgb_of, video_stream, warnings_as_errors
 
 TOLERANCE_S = 1e-4
 """LeRobot's own: no frame within it of the time asked for means that times and video do not belong together."""
@@ -51,11 +51,13 @@ class VideoReader:
 
         self.close()
         self.container = av.open(str(self.path))
-        stream = self.container.streams.video[0]
+        stream = video_stream(self.container)
+        if stream is None:
+            raise LeftOut(f"{self.path.name} holds no video")
         if stream.width * stream.height > MAX_PIXELS:
             raise LeftOut(f"{self.path.name} states {stream.width} x {stream.height} pixels")
         stream.thread_count = 1
-        self._decoded = self.container.decode(video=0)
+        self._decoded = self.container.decode(stream)
 
     def _advance(self, wanted: float) -> None:
         self._frame = next(self._decoded, None)
