@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -76,10 +75,16 @@ def demo(config: DemoConfig) -> Path:
     """Run all stages that are not finished; return the report's path.
 
     Raises:
-        UserError: the output exists (without `resume` or `overwrite`), or was begun with other settings.
+        UserError: the output exists (without `resume` or `overwrite`), was begun with other settings, or another
+            process is writing it.
     """
     output = Path(config.output)
     settings = load_settings(config)
+    with files.locked(output):
+        return _run(config, output, settings)
+
+
+def _run(config: DemoConfig, output: Path, settings: dict[str, Any]) -> Path:
     _begin(config, output, settings)
     expected = "a minute or two" if config.fast else f"about {config.minutes:.0f} minutes on two cores"
     page = output / "report.html"
@@ -198,7 +203,7 @@ def _begin(config: DemoConfig, output: Path, settings: dict[str, Any]) -> None:
                     what = f"was begun with other settings of {section!r}"
                     raise UserError(f"{output}: {what}; use the same or --overwrite")
             return
-        shutil.rmtree(output)
+        files.discard_folder(output)
     output.mkdir(parents=True, exist_ok=True)
     files.write_json(notes, {"settings": settings, "minutes": config.minutes, "commit": source_commit()})
 

@@ -3,11 +3,13 @@
 Temporary names begin with a dot and the name of what they are for: `.NAME.xxxxxxxx.tmp` is a file being written, `.new`
 a folder being written, `.old` the folder before it, moved aside, `.gone` a folder being deleted; `.NAME.lock` says that
 NAME is being written. What a killed process leaves is cleared up by the next that writes the same; what a living one is
-working on is locked, and left alone.
+working on is locked, and left alone. So is the folder `arvrm-process-xxxxxxxx` that a process has among the system's
+temporary files.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import fcntl
@@ -18,6 +20,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,32 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.
 _locks: dict[Path, int] = {}
 """Outputs that this process has locked: how often."""
 _open_locks: set[int] = set()
+_PROCESS_FOLDER = "arvrm-process-"
+_process_folder: tuple[Path, int] | None = None
+"""This process's own, and the open file that keeps it locked."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file that a verb writes, and may replace.
+
+    Attributes:
+        name: for messages.
+        start: what such a file begins with, a regular expression.
+    """
+
+    name: str
+    start: bytes
+
+
+HTML = Kind("an HTML page", rb"(?i)\s*<!doctype html")
+PNG = Kind("a PNG picture", rb"\x89PNG\r\n")
+MP4 = Kind("an MP4 film", rb"(?s)....ftyp")
+
+
+def json_kind(name: str, format: str) -> Kind:
+    """Return the kind of JSON file whose first key is "format", with this value."""
+    return Kind(name, rb'\s*\{\s*"format":\s*"' + re.escape(format).encode() + b'"')
 
 
 def read_json(file: str | Path, remedy: str = "give an existing JSON file", largest: int = 1 << 24) -> dict[str, Any]:
@@ -86,10 +115,78 @@ def inside(folder: str | Path, name: object, suffixes: tuple[str, ...], place: s
     return path
 
 
-def check_free(path: str | Path, overwrite: bool) -> None:
-    """Raise UserError if something is at `path` that may not be replaced."""
-    if Path(path).exists() and not overwrite:
+def check_free(path: str | Path, overwrite: bool, kind: Kind | None = None) -> None:
+    """Raise UserError if something is at `path` that may not be replaced.
+
+    Without `overwrite` that is whatever is there, with it all but an empty file and one of the same kind (None: any
+    regular file or folder).
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    if not overwrite:
         raise UserError(f"{path}: exists; pass --overwrite to replace it, or another --output")
+    if not path.is_file() and (kind is not None or not path.is_dir()):
+        raise UserError(f"{path}: is no regular file, so it is not overwritten; choose another path")
+    if kind is None:
+        return
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(512)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); choose another path") from error
+    if start and not re.match(kind.start, start):
+        raise UserError(f"{path}: is not {kind.name}, so it is not overwritten; choose another path")
+
+
+@contextlib.contextmanager
+def claimed(file: str | Path, overwrite: bool = False, kind: Kind | None = None) -> Iterator[None]:
+    """Keep the place of a verb's output to this process until the block ends, if it may be written there.
+
+    Raises:
+        UserError: something is there that may not be replaced (see `check_free`), or another process is writing it.
+    """
+    check_free(file, overwrite, kind)
+    with locked(file):
+        check_free(file, overwrite, kind)  # again: who held the lock before may have written it
+        yield
+
+
+class PartialFile:
+    """A file being written under a temporary name beside its own.
+
+    Args:
+        file: its own name; folders are made where they are missing.
+
+    Attributes:
+        path: where to write.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+
+    def __init__(self, file: str | Path) -> None:
+        self.file = Path(file)
+        with reporting(self.file, None):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            _clear_files(self.file.parent, re.escape(self.file.name))
+            self._handle, self.path = _locked_temporary(self.file)
+            self.path.chmod(0o666 & ~_umask())
+
+    def keep(self) -> None:
+        """Give it its name, whole and on the disk. Raises UserError if that cannot be."""
+        try:
+            with reporting(self.file, None):
+                _sync(self.path)
+                os.replace(self.path, self.file)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Delete it, unless it has been kept."""
+        self.path.unlink(missing_ok=True)
+        _close_lock(self._handle)
+        self._handle = -1
 
 
 @contextlib.contextmanager
@@ -101,23 +198,84 @@ def replacing(file: str | Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written (a full disk, a folder that is read-only or missing).
     """
-    file = Path(file)
-    handle, partial = -1, None
+    partial = PartialFile(file)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _clear_files(file)
-        handle, partial = _locked_temporary(file)
-        partial.chmod(0o666 & ~_umask())
-        yield partial
-        with open(partial, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(partial, file)
-    except OSError as error:
-        raise _not_written(file, error) from error
+        with reporting(file):
+            yield partial.path
+        partial.keep()
     finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
-            _close_lock(handle)
+        partial.discard()
+
+
+def clear_folder(folder: str | Path) -> None:
+    """Delete the temporary files that killed processes have left in `folder`, whatever they were for."""
+    if Path(folder).is_dir():
+        _clear_files(Path(folder), ".+")
+
+
+def allocate(file: str | Path) -> None:
+    """Take from the disk what a file's size promises: a hole in it that is mapped kills the process on a full disk.
+
+    Raises:
+        OSError: there is not so much.
+    """
+    handle = os.open(file, os.O_RDWR)
+    try:
+        size = os.fstat(handle).st_size
+        if size and hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(handle, 0, size)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise
+        for start in range(0, size, 1 << 20):  # what is there is kept
+            block = os.pread(handle, 1 << 20, start)
+            while block:
+                written = os.pwrite(handle, block, start)
+                block, start = block[written:], start + written
+    finally:
+        os.close(handle)
+
+
+def process_folder() -> Path:
+    """Return this process's own temporary folder, which goes when it ends; a fork makes its own.
+
+    Folders of processes that were killed are deleted when the next one makes its own.
+    """
+    global _process_folder
+    if _process_folder is None:
+        with reporting(Path(tempfile.gettempdir()), None):
+            _clear_process_folders()
+            _process_folder = _locked_folder()
+        atexit.register(remove_process_folder)
+    folder, _ = _process_folder
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def remove_process_folder() -> None:
+    """Delete what `process_folder` has made."""
+    global _process_folder
+    if _process_folder is not None:
+        (folder, handle), _process_folder = _process_folder, None
+        shutil.rmtree(folder, ignore_errors=True)
+        _close_lock(handle)
+
+
+def discard_folder(folder: str | Path) -> None:
+    """Delete a folder that this process has locked; killed meanwhile, no half of it keeps the name.
+
+    Raises:
+        UserError: it cannot be deleted.
+    """
+    place = Path(os.path.realpath(folder))
+    with reporting(Path(folder), None):
+        clear_folders(folder)
+        if place.exists():
+            gone = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.", suffix=".gone"))
+            place.rename(gone)  # which is empty
+            shutil.rmtree(gone)
 
 
 @contextlib.contextmanager
@@ -139,27 +297,61 @@ def replacing_folder(
     folder = Path(folder)
     place = Path(os.path.realpath(folder))
     with locked(folder):
-        with _as_user_error(folder):
+        with reporting(folder, None):
             place.parent.mkdir(parents=True, exist_ok=True)
-            _clear_folders(place)
+            clear_folders(folder)
         check_free(folder, overwrite)
         if place.exists() and not place.is_dir():
             raise UserError(f"{folder}: is a file, not a folder; choose another path")
         if place.exists() and check is not None:
             check(folder)
-        with _as_user_error(folder):
+        with reporting(folder, None):
             partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.", suffix=".new"))
         try:
             partial.chmod(0o777 & ~_umask())
             _locks[partial] = 1  # nobody else writes it
-            with _as_user_error(folder, _DISK):
+            with reporting(folder):
                 yield partial
-            with _as_user_error(folder):
+            with reporting(folder, None):
                 _to_disk(partial)
                 _exchange(partial, place)
         finally:
             _locks.pop(partial, None)
             _delete(partial)
+
+
+@contextlib.contextmanager
+def reporting(path: str | Path, kinds: Collection[int] | None = frozenset(_DISK)) -> Iterator[None]:
+    """Report an error of the disk within the block, whatever library raised it, as a UserError of writing `path`.
+
+    Args:
+        kinds: an OSError of these kinds of errno is one; None: of all.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = disk_error(error)
+        if kinds is None and isinstance(error, OSError):
+            reason = reason or error.strerror or str(error)
+        if reason is None:
+            raise
+        raise UserError(f"{path}: cannot be written ({reason}); free or choose another place") from error
+
+
+def disk_error(error: BaseException) -> str | None:
+    """Return what of the disk kept a file from being written; None: `error` says nothing of that."""
+    found: BaseException | None = error
+    while found is not None:
+        number, text = getattr(found, "errno", None), str(found)
+        for kind in sorted(_DISK):
+            if number == kind or os.strerror(kind) in text:
+                return os.strerror(kind)
+        if isinstance(found, OSError) and re.search(r"requested and \d+ written", text):  # numpy drops the reason
+            return os.strerror(errno.ENOSPC)
+        found = found.__cause__ or found.__context__
+    return None
 
 
 @contextlib.contextmanager
@@ -239,10 +431,12 @@ def _close_lock(handle: int) -> None:
 
 def _forget_locks() -> None:
     """Close what a fork has copied: else a worker that outlives its killed parent would keep the parent's locks."""
+    global _process_folder
     for handle in _open_locks:
         os.close(handle)
     _open_locks.clear()
     _locks.clear()
+    _process_folder = None
 
 
 os.register_at_fork(after_in_child=_forget_locks)
@@ -255,11 +449,11 @@ def _same(handle: int, file: Path) -> bool:
         return False
 
 
-def _clear_files(file: Path) -> None:
-    """Delete the temporary files for `file` whose writers are dead."""
-    for left in _beside(file, r"[a-z0-9_]{8}\.tmp"):
+def _clear_files(folder: Path, name: str) -> None:
+    """Delete the temporary files of `folder` for files called `name` (a pattern) whose writers are dead."""
+    for left in _called(folder, rf"\.{name}\.[a-z0-9_]{{8}}\.tmp"):
         with contextlib.suppress(OSError):
-            handle = os.open(left, os.O_RDWR)
+            handle = os.open(left, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 left.unlink()
@@ -267,8 +461,42 @@ def _clear_files(file: Path) -> None:
                 os.close(handle)
 
 
-def _clear_folders(place: Path) -> None:
-    """Bring back what was moved aside and not replaced, delete other left-overs; `place` is locked by this process."""
+def _locked_folder() -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PROCESS_FOLDER))
+        handle = -1
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, FileNotFoundError):
+            pass  # another process took it for a left-over before it was locked
+        except OSError:
+            pass  # no locks here: nobody clears up either
+        if handle >= 0 and _same(handle, folder):
+            _open_locks.add(handle)
+            return folder, handle
+        if handle >= 0:
+            os.close(handle)
+
+
+def _clear_process_folders() -> None:
+    for left in _called(Path(tempfile.gettempdir()), _PROCESS_FOLDER + "[a-z0-9_]{8}"):
+        with contextlib.suppress(OSError):
+            handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(handle).st_uid == os.geteuid():
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left)
+            finally:
+                os.close(handle)
+
+
+def clear_folders(folder: str | Path) -> None:
+    """Bring `folder` back if it was moved aside and not replaced, and delete other left-overs of it.
+
+    This process has locked it, and the folder around it exists.
+    """
+    place = Path(os.path.realpath(folder))
     for left in _beside(place, r"[a-z0-9_]{8}\.old"):
         if place.exists():
             _delete(left)
@@ -279,8 +507,11 @@ def _clear_folders(place: Path) -> None:
 
 
 def _beside(path: Path, pattern: str) -> list[Path]:
-    wanted = re.compile(rf"\.{re.escape(path.name)}\.{pattern}")
-    return [path.with_name(name) for name in sorted(os.listdir(path.parent)) if wanted.fullmatch(name)]
+    return _called(path.parent, rf"\.{re.escape(path.name)}\.{pattern}")
+
+
+def _called(folder: Path, pattern: str) -> list[Path]:
+    return [folder / name for name in sorted(os.listdir(folder)) if re.fullmatch(pattern, name)]
 
 
 def _exchange(partial: Path, place: Path) -> None:
@@ -323,17 +554,6 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-@contextlib.contextmanager
-def _as_user_error(path: Path, kinds: Collection[int] | None = None) -> Iterator[None]:
-    """Report an OSError (of these kinds of errno) as one of writing `path`."""
-    try:
-        yield
-    except OSError as error:
-        if kinds is not None and error.errno not in kinds:
-            raise
-        raise _not_written(path, error) from error
 
 
 def _not_written(path: Path, error: OSError) -> UserError:

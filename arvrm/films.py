@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import os
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from arvrm.files import PartialFile, reporting
 
 STATIC_PX, GRIPPER_PX, CAPTION_PX = 320, 160, 48
 WIDTH, HEIGHT = STATIC_PX + GRIPPER_PX, STATIC_PX + CAPTION_PX
@@ -69,15 +71,17 @@ class FilmWriter:
 
     Args:
         size: W, H, both even.
+
+    Raises:
+        UserError: in all it does: the film cannot be written.
     """
 
     def __init__(self, path: str | Path, fps: float = FPS, size: tuple[int, int] = (WIDTH, HEIGHT)):
         import av
 
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.tmp.mp4")
-        self._container = av.open(str(self._temporary), "w", options={"movflags": "faststart"})
+        self._partial = PartialFile(self.path)
+        self._container = av.open(str(self._partial.path), "w", format="mp4", options={"movflags": "faststart"})
         self._stream = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         self._stream.width, self._stream.height = size
         self._stream.pix_fmt = "yuv420p"
@@ -88,24 +92,30 @@ class FilmWriter:
     def add(self, frame: np.ndarray) -> None:
         import av
 
-        for packet in self._stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")):
-            self._container.mux(packet)
+        with reporting(self.path):
+            for packet in self._stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")):
+                self._container.mux(packet)
         self.frames += 1
 
     def close(self) -> Path | None:
         """Finish the film; return its path, None if it has no frame."""
-        for packet in self._stream.encode():
-            self._container.mux(packet)
-        self._container.close()
-        if not self.frames:
-            self._temporary.unlink(missing_ok=True)
-            return None
-        os.replace(self._temporary, self.path)
-        return self.path
+        try:
+            with reporting(self.path):
+                for packet in self._stream.encode():
+                    self._container.mux(packet)
+                self._container.close()
+            if not self.frames:
+                return None
+            self._partial.keep()
+            return self.path
+        finally:
+            self._partial.discard()
 
     def discard(self) -> None:
-        self._container.close()
-        self._temporary.unlink(missing_ok=True)
+        """Leave no film."""
+        with contextlib.suppress(Exception):  # a full disk would be met again
+            self._container.close()
+        self._partial.discard()
 
 
 def read_film(path: str | Path) -> np.ndarray:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from arvrm.files import disk_error
 from arvrm.interface import UserError
 
 USAGE = 2
@@ -152,6 +153,11 @@ def run_main(run: Callable[[], int | None], prefix: str, interrupted: str) -> in
         complain(interrupted)
         return _leave(INTERRUPTED)
     except Exception as error:
+        reason = disk_error(error)
+        if reason is not None:
+            place = getattr(error, "filename", None) or "a file"
+            complain(f"{prefix}{place}: cannot be written ({reason}); free or choose another place")
+            return _leave(USAGE)
         if world() == 1:
             raise
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler

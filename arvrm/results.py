@@ -6,7 +6,7 @@ loses nothing), and the results file itself, which appears whole or not at all.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 import platform
@@ -25,6 +25,7 @@ from arvrm.interface import TASKS, UserError
 FORMAT = "arvrm-results-1"
 LOG_FORMAT = "arvrm-chain-log-1"
 BOOTSTRAP_SAMPLES = 10_000
+RESULTS = files.json_kind("a results file", FORMAT)
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,16 @@ class ChainLog:
         self._fingerprint = fingerprint = json.loads(json.dumps(fingerprint))
         if self.path.exists() and not (resume or overwrite):
             raise UserError(f"{self.path}: exists; pass --resume to go on with it or --overwrite to begin anew")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "ab")
-        try:
-            self._lock()
-            keep = 0 if overwrite else self._read(fingerprint)
-        except UserError:
-            self._file.close()
-            raise
-        self._file.truncate(keep)
-        if not keep:
-            self._write({"format": LOG_FORMAT, "fingerprint": fingerprint})
+        with contextlib.ExitStack() as held:
+            held.enter_context(files.locked(self.path))
+            with files.reporting(self.path, None):
+                self._file = held.enter_context(open(self.path, "ab", buffering=0))
+            keep = self._check_kind() if overwrite else self._read(fingerprint)
+            with files.reporting(self.path, None):
+                self._file.truncate(keep)
+            if not keep:
+                self._write({"format": LOG_FORMAT, "fingerprint": fingerprint})
+            self._held = held.pop_all()
 
     def append(
         self,
@@ -123,7 +123,7 @@ class ChainLog:
             path.unlink()
 
     def close(self) -> None:
-        self._file.close()
+        self._held.close()
 
     def __enter__(self) -> ChainLog:
         return self
@@ -131,15 +131,14 @@ class ChainLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _lock(self) -> None:
-        """Keep other processes out until this one closes the file, or dies."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            remedy = "wait until it has ended, or give another output"
-            raise UserError(f"{self.path}: another evaluation is writing it; {remedy}") from error
-        except OSError:
-            pass  # a file system without locks
+    def _check_kind(self) -> int:
+        """Return 0 bytes to keep of a log that is begun anew, if it is one, whole or torn."""
+        expected = json.dumps({"format": LOG_FORMAT})[:-1].encode()
+        with open(self.path, "rb") as stream:
+            start = stream.read(len(expected))
+        if not expected.startswith(start):
+            raise UserError(f"{self.path}: is not a chain log, so it is not overwritten; choose another --output")
+        return 0
 
     def _add(self, record: ChainRecord, seconds: float, cost: dict[str, float], world: dict[str, Any]) -> None:
         self.records[record.index] = record
@@ -149,9 +148,11 @@ class ChainLog:
             self.cost[kind] = self.cost.get(kind, 0.0) + value
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        content = json.dumps(line).encode() + b"\n"
+        with files.reporting(self.path, None):
+            while content:
+                content = content[self._file.write(content) :]
+            os.fsync(self._file.fileno())
 
     def _read(self, fingerprint: dict[str, Any]) -> int:
         """Fill `records`; return the number of bytes that hold whole lines."""

@@ -252,15 +252,15 @@ def test_what_a_killed_process_left_is_cleared_while_others_run(tmp_path):
     killed, alive = (subprocess.Popen(command, **pipes) for _ in range(2))
     for child in (killed, alive):
         assert "made" in child.stdout.readline()
-    assert len(list(tmp_path.glob("arvrm-scene-*"))) == 2
+    assert len(list(tmp_path.glob("arvrm-process-*"))) == 2
     killed.kill()
     killed.wait()
     third = subprocess.Popen(command, **pipes)
     assert "made" in third.stdout.readline()
-    assert len(list(tmp_path.glob("arvrm-scene-*"))) == 2
+    assert len(list(tmp_path.glob("arvrm-process-*"))) == 2
     for child in (alive, third):
         assert child.communicate("\n", timeout=60)[0] == "" and child.returncode == 0
-    assert list(tmp_path.glob("arvrm-scene-*")) == []
+    assert list(tmp_path.glob("arvrm-process-*")) == []
 
 
 def test_unknown_scenes_and_negative_seeds_are_refused():

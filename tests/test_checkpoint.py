@@ -115,7 +115,7 @@ def test_unknown_settings_and_formats_are_refused(tmp_path):
 
 def test_an_existing_checkpoint_is_replaced_only_on_request(tmp_path):
     folder, later = save(tmp_path / "a", stage1()), dataclasses.replace(HANDS, episodes=2)
-    with pytest.raises(UserError, match="already there; pass --overwrite"):
+    with pytest.raises(UserError, match="exists; pass --overwrite"):
         save_checkpoint(folder, stage1(), later)
     assert load_checkpoint(folder).metadata == HANDS
     save_checkpoint(folder, stage1(), later, overwrite=True)

@@ -238,7 +238,7 @@ def test_log_has_one_writer_and_takes_over_another_log_once(tmp_path):
     with ChainLog(tmp_path / "log", {"seed": 0}) as log:
         log.append(record(0), 1.0)
         for options in ({"resume": True}, {"overwrite": True}):
-            with pytest.raises(UserError, match="another evaluation is writing it"):
+            with pytest.raises(UserError, match="is writing it"):
                 ChainLog(tmp_path / "log", {"seed": 0}, **options)
         with ChainLog(tmp_path / "part", {"seed": 0}) as part:
             part.append(record(0), 5.0)  # as after a kill while it was taken over

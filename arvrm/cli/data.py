@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from arvrm.config import bounded, check_bounds
 from arvrm.episodes import EpisodeStore, inspect_store, merge_stores
+from arvrm.files import PNG, check_free
 from arvrm.interface import UserError
 from arvrm.sources.splits import FewShotRecipe, load_manifest, make_manifest, save_manifest, write_subset
 
@@ -129,12 +130,14 @@ class InspectConfig:
         contact_sheet: picture (PNG) of its frames to draw; null: STORE.png.
         no_contact_sheet: text only.
         rows: episodes on the sheet.
+        overwrite: draw the sheet anew where the picture exists.
     """
 
     store: str
     contact_sheet: str | None = None
     no_contact_sheet: bool = False
     rows: int = bounded(16, least=1)
+    overwrite: bool = False
 
     __post_init__ = check_bounds
 
@@ -143,11 +146,16 @@ def inspect(config: InspectConfig) -> str | None:
     """Print what a store holds, and draw its contact sheet."""
     from arvrm.show.contact_sheet import draw_contact_sheet
 
+    sheet = config.contact_sheet or config.store.rstrip("/") + ".png"
+    if config.contact_sheet and not config.no_contact_sheet:
+        check_free(sheet, config.overwrite, PNG)
     print(inspect_store(config.store))
     if config.no_contact_sheet:
         return None
-    sheet = config.contact_sheet or config.store.rstrip("/") + ".png"
-    draw_contact_sheet(config.store, sheet, config.rows)
+    if not config.contact_sheet and Path(sheet).exists() and not config.overwrite:
+        _say(f"{sheet}: is there already; pass --overwrite to draw it anew")
+        return None
+    draw_contact_sheet(config.store, sheet, config.rows, config.overwrite)
     return sheet
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from arvrm.config import bounded, check_bounds
 from arvrm.episodes import EpisodeStore
-from arvrm.files import check_free
+from arvrm.files import MP4, claimed
 from arvrm.hands.detect import HandDetector, MediaPipeDetector, default_model, fetch_model
 from arvrm.interface import UserError
 from arvrm.show.hands import predict_hands, show_clip, show_video
@@ -73,13 +73,13 @@ def show(config: ShowConfig) -> Path:
         store = EpisodeStore(source)
         identity = _identity(store, config.clip or "0")
         output = Path(config.output or f"{source.name}_{_as_file_name(identity)}_hands.mp4")
-        check_free(output, config.overwrite)
-        return show_clip(store, identity, output, config.checkpoint, config.fps)
+        with claimed(output, config.overwrite, MP4):
+            return show_clip(store, identity, output, config.checkpoint, config.fps)
     if config.clip or config.checkpoint:
         raise UserError(f"hands show: {source} is no store; --clip and --checkpoint go with one (see predict-hands)")
     output = _film_of(source, "hands", config.output)
-    check_free(output, config.overwrite)
-    film, quality = show_video(source, output, _detector(config.detector, config.model), config.fps)
+    with claimed(output, config.overwrite, MP4):
+        film, quality = show_video(source, output, _detector(config.detector, config.model), config.fps)
     found = (
         f"{quality.frames} frames, a hand in {100 * quality.detection_rate:.0f} %, jitter {quality.jitter:.3f}, "
         f"beyond the border {100 * quality.truncation:.0f} %, motion energy {quality.motion_energy:.2f}, "
@@ -148,9 +148,9 @@ def predict(config: PredictConfig) -> Path:
     """Film a video with what a stage-1 model predicts."""
     source = Path(config.input)
     output = _film_of(source, "predicted", config.output)
-    check_free(output, config.overwrite)
-    detector = _detector(config.detector, config.model)
-    film, errors = predict_hands(config.checkpoint, source, config.text, output, detector, config.fps)
+    with claimed(output, config.overwrite, MP4):
+        detector = _detector(config.detector, config.model)
+        film, errors = predict_hands(config.checkpoint, source, config.text, output, detector, config.fps)
     if errors:
         of = f"{errors['model_px224']:.2f} px of 224 from what came; the pose kept: {errors['hold_px224']:.2f} px"
         print(f"predicted: {of}", file=sys.stderr)

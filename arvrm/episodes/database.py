@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
 
+from arvrm.files import allocate, discard_folder, disk_error, reporting
 from arvrm.interface import UserError
 
 MAP_START = 1 << 26
 MAP_STEP = 1 << 32
+_LOCK_FILE = 8192  # bytes; LMDB's own size for 126 readers
 TABLES = (b"meta", b"headers", b"arrays", b"images")
 
 
@@ -35,6 +36,8 @@ class Database:
         self.pid = os.getpid()
         self.closed = False
         self.path = path
+        if write:
+            _make_lock_file(path)
         try:
             self.env = lmdb.open(
                 str(path),
@@ -48,6 +51,8 @@ class Database:
                 max_spare_txns=8,
             )
         except lmdb.Error as error:
+            if reason := disk_error(error):
+                raise UserError(f"{path}: cannot be written ({reason}); free or choose another place") from error
             raise UserError(f"{path}: cannot be opened as an episode store ({error}); use --overwrite") from error
         try:
             # A page beyond the end of a truncated file would kill the process (SIGBUS), so look before the first read.
@@ -112,6 +117,16 @@ class Database:
             self.close()
 
 
+def _make_lock_file(path: Path) -> None:
+    """Make LMDB's file of locks before LMDB does: it would not find out that the disk is full before it is killed."""
+    file = path / "lock.mdb"
+    with reporting(path, None):
+        if not file.exists():
+            with open(file, "wb") as stream:
+                stream.truncate(_LOCK_FILE)
+        allocate(file)
+
+
 def close_database(path: Path) -> None:
     database = Database._live.get(str(path.resolve()))
     if database is not None:
@@ -133,7 +148,4 @@ def remove_store(path: Path) -> None:
     """Remove a store, whole or damaged, and nothing that is not one."""
     check_is_store(path)
     close_database(path)
-    try:
-        shutil.rmtree(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be removed ({error.strerror}); do it yourself") from error
+    discard_folder(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from arvrm.episodes.records import (
 )
 from arvrm.episodes.schema import Episode
 from arvrm.episodes.store import EpisodeStore
-from arvrm.files import locked
+from arvrm.files import clear_folders, disk_error, locked, reporting
 from arvrm.interface import UserError
 
 
@@ -68,6 +69,9 @@ class EpisodeWriter:
 
     def _prepare_folder(self, resume: bool, overwrite: bool) -> bool:
         data = self.path / "data.mdb"
+        with reporting(self.path, None):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            clear_folders(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file; an episode store is a folder, choose another path")
         if data.exists():
@@ -75,12 +79,10 @@ class EpisodeWriter:
                 remove_store(self.path)
             elif not resume:
                 raise UserError(f"{self.path}: exists already; pass --resume to continue or --overwrite to replace it")
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and {file.name for file in self.path.iterdir()} - {"lock.mdb"}:
             raise UserError(f"{self.path}: is a folder with other files; choose another path for the store")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be made ({error.strerror}); choose a writable path") from error
+        with reporting(self.path, None):
+            Path(os.path.realpath(self.path)).mkdir(exist_ok=True)  # a link stays one
         return data.exists()
 
     def _begin(self, wanted: dict[str, Any], exists: bool) -> None:
@@ -177,8 +179,8 @@ class EpisodeWriter:
                 env.set_mapsize(min(2 * size, size + MAP_STEP))
             except (lmdb.Error, OSError) as error:
                 raise UserError(
-                    f"{self.path}: could not be written ({error}); free space on the disk and pass --resume, "
-                    f"the {self._counts['episodes']} episodes before are safe"
+                    f"{self.path}: could not be written ({disk_error(error) or error}); free space on the disk and "
+                    f"pass --resume, the {self._counts['episodes']} episodes before are safe"
                 ) from error
 
     def close(self, complete: bool = True) -> None:
@@ -191,4 +193,8 @@ class EpisodeWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.close(complete=kind is None)
+        if kind is None:
+            self.close()
+            return
+        with contextlib.suppress(UserError):  # what is wrong already is to be said
+            self.close(complete=False)

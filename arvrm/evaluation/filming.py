@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from arvrm.evaluation.config import EvaluateConfig
+from arvrm.files import inside
 from arvrm.films import FilmWriter, compose_frame
 from arvrm.interface import Job
 from arvrm.results import ChainRecord
@@ -36,7 +37,8 @@ def keep_films(records: list[ChainRecord], config: EvaluateConfig, output: Path)
     Returns: the records, with a film only where there is one, and the names of the kept films.
     """
     folder = film_folder(output)
-    there = [record for record in records if record.film and (folder / record.film).exists()]
+    place = f"{output.with_suffix('.chains.jsonl')}: film"
+    there = [record for record in records if record.film and inside(folder, record.film, (".mp4",), place).exists()]
     there.sort(key=lambda record: record.index)
     best = sorted((r for r in there if r.completed > 0), key=lambda r: -r.completed)[: config.film_successes]
     failed = [r for r in there if r.completed < len(r.tasks) and r not in best]

@@ -16,8 +16,9 @@ from arvrm.evaluation.chosen import Chosen, choose
 from arvrm.evaluation.config import NOT_COMPARED, OFFICIAL_CHAINS, SWITCHES, EvaluateConfig
 from arvrm.evaluation.filming import film_folder, keep_films
 from arvrm.evaluation.parent import Parent
+from arvrm.files import check_free, clear_folder
 from arvrm.interface import Job, Policy, UserError, WorldFactory
-from arvrm.results import ChainLog, environment_versions, save_results, summarize
+from arvrm.results import RESULTS, ChainLog, environment_versions, save_results, summarize
 from arvrm.sim.render import choose_renderer
 
 
@@ -46,6 +47,7 @@ def evaluate(
         raise UserError(f"{output}: --resume and --overwrite exclude each other; pass one")
     if output.exists() and not (config.resume or config.overwrite):
         raise UserError(f"{output}: exists; pass --resume to go on with it or --overwrite to begin anew")
+    check_free(output, True, RESULTS)
     chosen = choose(config, policy_factory, policy_identity, make_world, jobs)
     if config.world is None:
         # Tried once, not in every worker; and chains drawn by another renderer must not mix with those of a log.
@@ -58,6 +60,7 @@ def evaluate(
     if parts and not (config.resume or config.overwrite):
         raise UserError(f"{parts[0]}: exists; pass --resume to go on with it or --overwrite to begin anew")
     with ChainLog(log_path, fingerprint, resume=config.resume, overwrite=config.overwrite) as log:
+        clear_folder(film_folder(output))
         for part in parts:  # of a run of several processes that was killed
             part.unlink() if config.overwrite else log.absorb(part)
         missing = [job for job in chosen.jobs if job.index not in log.records]

@@ -6,16 +6,19 @@ import contextlib
 import json
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
 import time
 import traceback
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 
 from arvrm import robots
 from arvrm.evaluation.config import EvaluateConfig
 from arvrm.evaluation.rollout import PolicyCrash, Rollout, check_robots
+from arvrm.files import remove_process_folder
 from arvrm.interface import Job, PlanRequest, PolicySpec, UserError, World, WorldFactory
 from arvrm.results import ChainRecord
 
@@ -33,7 +36,7 @@ def work(
 ) -> None:
     """A worker's whole life: build the simulator, roll out jobs until told None or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _end)
     with contextlib.suppress(*GONE):  # without its parent, nothing of this chain is recorded
         try:
             world = _opened(make_world, config, spec)
@@ -50,6 +53,13 @@ def work(
                 return
             connection.send(("done", record, cost))
         world.close()
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """End as the signal would end any process, but leave no files of the scene behind."""
+    remove_process_folder()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _opened(make_world: WorldFactory, config: EvaluateConfig, spec: PolicySpec) -> World:

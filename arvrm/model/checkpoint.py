@@ -7,8 +7,6 @@ numbers by which the robot's states and actions are normalised (of a network of 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from arvrm import config as configuration
-from arvrm.files import read_json, write_json
+from arvrm.files import read_json, replacing, replacing_folder, write_json
 from arvrm.interface import Robot, UserError
 from arvrm.model.metadata import CheckpointMetadata, metadata_from
 from arvrm.model.networks import kind_of
@@ -55,19 +53,30 @@ def save_checkpoint(
     overwrite: bool = False,
     extra: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write a checkpoint under a temporary name, then rename it, so that a folder of that name is always whole.
+    """Write a checkpoint's folder, which appears under its name when it is whole.
 
     Args:
         model: an `interface.Network`; its weights are written in their own precision.
-        extra: called with the temporary folder, to put more into it (the trainer's `state/`).
-        overwrite: replace an existing folder.
+        extra: called with the temporary folder, to put more into it.
+        overwrite: replace an existing checkpoint.
 
     Raises:
-        UserError: the folder exists and may not be replaced.
+        UserError: the folder exists and may not be replaced, another process is writing it, or it cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and not overwrite:
-        raise UserError(f"{folder}: already there; pass --overwrite or choose another name")
+    with replacing_folder(folder, overwrite, _check_is_checkpoint) as partial:
+        write_checkpoint(partial, model, metadata)
+        if extra is not None:
+            extra(partial)
+    return folder
+
+
+def write_checkpoint(folder: Path, model: Any, metadata: CheckpointMetadata) -> None:
+    """Write a checkpoint's files into `folder`, each whole or not at all; the weights are the last.
+
+    Raises:
+        UserError: they cannot be written.
+    """
     described = {
         "format": CHECKPOINT_FORMAT,
         "kind": model.kind,
@@ -76,26 +85,16 @@ def save_checkpoint(
         "metadata": configuration.to_dict(metadata),
     }
     statistics = {} if model.robot is None else configuration.to_dict(model.robot.statistics)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        write_json(partial / "config.json", described, sort_keys=True)
-        write_json(partial / "statistics.json", statistics, sort_keys=True)
-        if extra is not None:
-            extra(partial)
-        old = None
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-            folder.rename(old)
-        partial.rename(folder)
-        if old is not None:
-            shutil.rmtree(old)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
+    write_json(folder / "statistics.json", statistics, sort_keys=True)
+    write_json(folder / "config.json", described, sort_keys=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with replacing(folder / "model.safetensors") as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
+
+
+def _check_is_checkpoint(folder: Path) -> None:
+    if any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: is no checkpoint, so it is not overwritten; choose another path")
 
 
 def load_checkpoint(folder: str | Path, device: str = "cpu", kind: str | None = None) -> Checkpoint:

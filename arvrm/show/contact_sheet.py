@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from arvrm.episodes import EpisodeHeader, EpisodeStore
-from arvrm.files import replacing
+from arvrm.files import PNG, claimed, replacing
 from arvrm.interface import UserError
 from arvrm.show.skeleton import draw_skeleton
 
 
-def draw_contact_sheet(path: str | Path, file: str | Path, rows: int = 16) -> None:
+def draw_contact_sheet(path: str | Path, file: str | Path, rows: int = 16, overwrite: bool = False) -> None:
     """Draw one strip of frames per episode, over as many tasks as there are, into a PNG.
 
     Human clips are drawn with their hand's skeleton (hollow: not visible).
@@ -21,11 +21,18 @@ def draw_contact_sheet(path: str | Path, file: str | Path, rows: int = 16) -> No
     Args:
         path: the store's folder.
         rows: episodes on the sheet.
+        overwrite: replace a picture that is there.
 
     Raises:
-        UserError: the store cannot be read or is empty, or the sheet cannot be written.
+        UserError: the store cannot be read or is empty, or the sheet exists or cannot be written.
     """
-    store, file = EpisodeStore(path), Path(file)
+    with claimed(file, overwrite, PNG):
+        sheet = _drawn(EpisodeStore(path), rows)
+        with replacing(file) as partial:
+            sheet.save(partial, "PNG")
+
+
+def _drawn(store: EpisodeStore, rows: int) -> Image.Image:
     headers = list(store.headers())
     if not headers:
         raise UserError(f"{store.path}: has no episodes to draw; leave the contact sheet out")
@@ -58,5 +65,4 @@ def draw_contact_sheet(path: str | Path, file: str | Path, rows: int = 16) -> No
                     image = draw_skeleton(image, hand["keypoints"][0], hand["visible"][0], size=(tile, tile))
                 picture = Image.fromarray(image).resize((tile, tile), Image.Resampling.BICUBIC)
                 sheet.paste(picture, ((c * per_camera + j) * tile, top + caption))
-    with replacing(file) as partial:
-        sheet.save(partial, "PNG")
+    return sheet

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from arvrm.episodes import EpisodeHeader, EpisodeStore
-from arvrm.files import check_free, replacing
+from arvrm.files import HTML, claimed, process_folder, replacing
 from arvrm.films import FilmWriter
 from arvrm.hands.quality import ClipQuality, QualityLimits, clip_quality, rank
 from arvrm.hands.tracking import HandTracks
@@ -55,12 +55,18 @@ def quality_page(
     quality of a clip is what its conversion measured; synthetic clips, which have none, are measured here.
 
     Raises:
-        UserError: the store has no human clips, or the page exists.
+        UserError: the store has no human clips, the page exists, or another process is writing it.
     """
+    with claimed(output, overwrite, HTML):
+        page = _page(store, films, limits or QualityLimits())
+        with replacing(output) as partial:
+            partial.write_text(page, encoding="utf-8")
+    return output
+
+
+def _page(store: EpisodeStore, films: int, limits: QualityLimits) -> str:
     from jinja2 import Environment
 
-    check_free(output, overwrite)
-    limits = limits or QualityLimits()
     kept = [
         _Clip(header.id, _stored_quality(store, header), "", header.instruction)
         for header in store.headers()
@@ -80,7 +86,7 @@ def quality_page(
     for clip in kept:
         acting[clip.quality.acting_hand] = acting.get(clip.quality.acting_hand, 0) + 1
     source = resources.files("arvrm").joinpath("resources/hands.html.j2").read_text(encoding="utf-8")
-    page = (
+    return (
         Environment(autoescape=True)
         .from_string(source)
         .render(
@@ -100,9 +106,6 @@ def quality_page(
             poor=[vars(clip) for clip in dropped[:200]],
         )
     )
-    with replacing(output) as partial:
-        partial.write_text(page, encoding="utf-8")
-    return output
 
 
 def _report_of(store: EpisodeStore) -> dict[str, Any]:
@@ -174,7 +177,7 @@ def _histogram(
 
 
 def _entry(store: EpisodeStore, clip: _Clip) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=process_folder()) as folder:
         film = _film_clip(store, clip.id, Path(folder) / "clip.mp4")
         source = "" if film is None else base64.b64encode(film.read_bytes()).decode()
     return {"id": clip.id, "instruction": clip.instruction, "film": source, "quality": vars(clip.quality)}

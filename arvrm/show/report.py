@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from arvrm.files import check_free, inside, read_json, replacing
+from arvrm.files import HTML, claimed, inside, read_json, replacing
 from arvrm.interface import UserError
 from arvrm.results import load_results, scene_changes
 from arvrm.show.figures import SERIES, chain_figure, curve_figure, map_figure, task_figure
@@ -35,12 +35,19 @@ def write_report(
         runs: folders of training runs, for their curves.
         exhibits: folder written by `arvrm exhibit`.
     Raises:
-        UserError: the page exists (without `overwrite`), or an input is missing or damaged.
+        UserError: the page exists (without `overwrite`), something else is at its place, another process is writing
+            it, or an input is missing or damaged.
     """
+    with claimed(output, overwrite, HTML):
+        page = _page(results, runs, exhibits, title)
+        with replacing(output) as partial:
+            partial.write_text(page, encoding="utf-8")
+    return Path(output)
+
+
+def _page(results: Sequence[str | Path], runs: Sequence[str | Path], exhibits: str | Path | None, title: str) -> str:
     import jinja2
 
-    output = Path(output)
-    check_free(output, overwrite)
     loaded = [(Path(path), load_results(path)) for path in results]
     names = result_names([path for path, _ in loaded], [values for _, values in loaded])
     shown = [values for _, values in loaded]
@@ -49,7 +56,7 @@ def write_report(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     named = list(zip(names, shown, strict=True))
-    page = environment.from_string(template).render(
+    return environment.from_string(template).render(
         title=title,
         rows=[summary_row(name, values, SERIES[i % len(SERIES)]) for i, (name, values) in enumerate(named)],
         curve=_safe(chain_figure(names, shown)),
@@ -59,9 +66,6 @@ def write_report(
         exhibits=exhibit_entries(Path(exhibits)) if exhibits else None,
         details=[(name, detail_rows(values), json.dumps(values["config"], indent=1)) for name, values in named],
     )
-    with replacing(output) as partial:
-        partial.write_text(page, encoding="utf-8")
-    return output
 
 
 def _safe(svg: str) -> Any:

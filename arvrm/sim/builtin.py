@@ -7,16 +7,14 @@ meshes and textures are ours and made on the fly into a folder of this process, 
 
 from __future__ import annotations
 
-import atexit
-import fcntl
 import os
 import shutil
-import tempfile
 import threading
 from pathlib import Path
 
 import numpy as np
 
+from arvrm.files import process_folder
 from arvrm.interface import SCENES, UserError
 from arvrm.sim.builtin_layout import (
     LAYOUTS,
@@ -76,44 +74,6 @@ def builtin_scene(name: str, variation: int | None = None) -> SceneDescription:
 _CACHE: dict[tuple, SceneDescription] = {}
 _CACHE_SIZE = 128
 _LOCK = threading.Lock()
-_FOLDERS: dict[int, Path] = {}
-_PREFIX = "arvrm-scene-"
-
-
-def _folder() -> Path:
-    """Return this process's folder for generated files; a forked child makes its own."""
-    pid = os.getpid()
-    if pid not in _FOLDERS:
-        _clear_abandoned()
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        # Locked under another name first: a lock file that is there is held, or its process is gone.
-        handle = os.open(folder / "lock.new", os.O_CREAT | os.O_RDWR)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        os.rename(folder / "lock.new", folder / "lock")
-        _FOLDERS[pid] = folder
-        atexit.register(_remove, pid)
-    return _FOLDERS[pid]
-
-
-def _clear_abandoned() -> None:
-    """Remove the folders of processes that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        try:
-            handle = os.open(folder / "lock", os.O_RDWR)
-        except OSError:  # being made, or somebody else's
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except OSError:
-            pass  # in use
-        finally:
-            os.close(handle)
-
-
-def _remove(pid: int) -> None:
-    if pid == os.getpid():
-        shutil.rmtree(_FOLDERS.pop(pid), ignore_errors=True)
 
 
 def _forget(key: tuple) -> None:
@@ -131,8 +91,8 @@ def _make(name: str, variation: int | None) -> SceneDescription:
         style = vary_style(style, rng)
         lighting = vary_lighting(rng)
         surfaces = place_surfaces(layout)
-    folder = _folder() / f"{name}-{'canonical' if variation is None else variation}"
-    folder.mkdir()
+    folder = process_folder() / f"{name}-{'canonical' if variation is None else variation}"
+    folder.mkdir(exist_ok=True)
     fixtures = fixtures_of(layout, surfaces)
     blocks = tuple(
         Block(block, str(write_block(folder, block, length)), (length, 0.04, 0.04))

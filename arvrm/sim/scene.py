@@ -11,7 +11,6 @@ import functools
 import hashlib
 import os
 import struct
-import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from arvrm.files import process_folder
 from arvrm.geometry import euler_to_matrix
 from arvrm.interface import SCENES, UserError
 
@@ -195,14 +195,13 @@ def neutral_directory() -> Iterator[None]:
         before = os.getcwd()
     except OSError:  # the working directory was removed
         before = os.sep
-    with tempfile.TemporaryDirectory(prefix="arvrm") as folder:
-        inside = Path(folder, *"nowhere")  # deep enough that ../../.. does not leave it
-        inside.mkdir(parents=True)
-        os.chdir(inside)
-        try:
-            yield
-        finally:
-            os.chdir(before)
+    inside = process_folder().joinpath(*"nowhere")  # deep enough that ../../.. does not leave it
+    inside.mkdir(parents=True, exist_ok=True)
+    os.chdir(inside)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def resolve_calvin_root(calvin_root: str | os.PathLike | None) -> Path:

@@ -31,7 +31,7 @@ from arvrm.episodes import (
     encode_episode,
     encode_image,
 )
-from arvrm.files import write_json
+from arvrm.files import locked, write_json
 from arvrm.interface import CONTROL_HZ, UserError
 from arvrm.robots import CALVIN
 from arvrm.sources.calvin_plan import Segment, SplitPlan, plan_split, read_yaml
@@ -129,7 +129,7 @@ def convert_calvin(config: ConvertCalvinConfig) -> dict[str, SplitReport]:
     for split in plans:
         for note in plans[split].notes:
             print(f"{split}: {note}", file=sys.stderr)
-    with contextlib.ExitStack() as stack:
+    with locked(output), contextlib.ExitStack() as stack:  # all of it: a split is let go when it is done
         writers = {
             split: stack.enter_context(
                 EpisodeWriter(output / split, manifests[split], config.resume, config.overwrite, config.jpeg_quality)

@@ -6,6 +6,7 @@ images are kept, so that a worker holds one clip. Results are stored in the sour
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -24,12 +25,12 @@ from typing import Any, Literal
 
 from arvrm import plugins
 from arvrm.episodes import JPEG_QUALITY, EncodedEpisode, EpisodeStore, EpisodeWriter
-from arvrm.files import write_json
+from arvrm.files import locked, replacing, reporting, write_json
 from arvrm.hands.detect import find_model
 from arvrm.hands.quality import QualityLimits
 from arvrm.interface import UserError
 from arvrm.sources.clips import MEDIAPIPE, Converter, Outcome, bytes_of, name_of
-from arvrm.sources.corpora import Segment, check_source, plan
+from arvrm.sources.corpora import Plan, Segment, check_source, plan
 from arvrm.sources.pipeline import LeftOut, in_order, store_in_order
 from arvrm.sources.video import VIDEO_SUFFIXES, VideoError
 
@@ -170,19 +171,36 @@ def convert_human(config: ConvertHumanConfig) -> HumanReport:
     mine = [segment for segment in planned.segments if _in_shard(segment.id, config.shard)]
     errors = {id: reason for id, reason in planned.refused if _in_shard(id, config.shard)}
     output = Path(config.output)
-    manifest = _manifest(config, planned.annotations)
-    _check_stored(output, mine, config)
+    with locked(output):  # and so the journal and the report beside it
+        _check_stored(output, mine, config)
+        poor = _store_clips(config, output, planned.annotations, mine, errors)
+        report = _report(output, planned, mine, errors, poor)
+        write_json(output.with_name(output.name + ".report.json"), vars(report))
+    return report
+
+
+def _store_clips(
+    config: ConvertHumanConfig, output: Path, annotations: str, segments: list[Segment], errors: dict[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Convert what is neither stored nor known to be poor; return the journal of poor clips, and add to `errors`."""
+    manifest = _manifest(config, annotations)
     with EpisodeWriter(output, manifest, config.resume, config.overwrite, config.jpeg_quality) as writer:
         with _Journal(output.with_name(output.name + ".poor.jsonl"), config.resume) as journal:
-            journal.forget(s for s in mine if s.id in journal.poor and not _same_video(s, journal.bytes(s.id)))
-            todo = [s for s in mine if s.id not in journal.poor and not writer.has(s.id)]
+            journal.forget(s for s in segments if s.id in journal.poor and not _same_video(s, journal.bytes(s.id)))
+            todo = [s for s in segments if s.id not in journal.poor and not writer.has(s.id)]
             results = _record(_outcomes(todo, config), errors, journal)
             store_in_order(writer, results, commit=1)
+    return journal.poor
+
+
+def _report(
+    output: Path, planned: Plan, mine: list[Segment], errors: dict[str, str], journal: dict[str, dict[str, Any]]
+) -> HumanReport:
     store = EpisodeStore(output)
     counts = store.manifest["counts"]
-    poor = {s.id: journal.poor[s.id]["reason"] for s in mine if s.id in journal.poor}
+    poor = {s.id: journal[s.id]["reason"] for s in mine if s.id in journal}
     headers = {header.id: header for header in store.headers()}
-    report = HumanReport(
+    return HumanReport(
         store=str(output),
         episodes=counts["episodes"],
         steps=counts["steps"],
@@ -194,10 +212,8 @@ def convert_human(config: ConvertHumanConfig) -> HumanReport:
         absent=planned.absent,
         skipped=planned.skipped,
         unread=planned.unread,
-        quality={id: journal.poor[id]["quality"] for id in poor},
+        quality={id: journal[id]["quality"] for id in poor},
     )
-    write_json(output.with_name(output.name + ".report.json"), vars(report))
-    return report
 
 
 def summary(report: HumanReport) -> list[str]:
@@ -316,13 +332,10 @@ class _Journal:
                     self.poor[entry["id"]] = entry
                 except (ValueError, KeyError, TypeError):
                     continue  # the last line of a killed run
-        try:
-            partial = path.with_name(path.name + ".partial")
+        with replacing(path) as partial:
             partial.write_text("".join(json.dumps(e) + "\n" for e in self.poor.values()), encoding="utf-8")
-            os.replace(partial, path)
+        with reporting(path, None):
             self._stream = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another output") from error
 
     def bytes(self, id: str) -> int | None:
         """Return the size that a poor clip's video had."""
@@ -335,14 +348,16 @@ class _Journal:
     def add(self, segment: Segment, reason: str, quality: dict[str, Any]) -> None:
         id = segment.id
         self.poor[id] = {"id": id, "reason": reason, "quality": quality, "bytes": bytes_of(segment)}
-        self._stream.write(json.dumps(self.poor[id]) + "\n")
-        self._stream.flush()
+        with reporting(self.path, None):
+            self._stream.write(json.dumps(self.poor[id]) + "\n")
+            self._stream.flush()
 
     def __enter__(self) -> _Journal:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._stream.close()
+        with contextlib.suppress(OSError):  # a full disk, which was said when the line was added
+            self._stream.close()
 
 
 def _in_shard(id: str, shard: str | None) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -14,6 +13,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from arvrm.episodes import EpisodeHeader, EpisodeStore, EpisodeWriter
+from arvrm.episodes.database import check_is_store, close_database
+from arvrm.files import claimed, json_kind, replacing_folder, write_json
 from arvrm.interface import UserError
 
 FORMAT = "arvrm-few-shot"
@@ -100,18 +101,10 @@ def save_manifest(manifest: FewShotManifest, path: str | Path, overwrite: bool =
     """Write a manifest as JSON.
 
     Raises:
-        UserError: the file exists (without `overwrite`) or cannot be written.
+        UserError: the file exists (without `overwrite`), is something else, or cannot be written.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise UserError(f"{path}: exists already; pass --overwrite to replace it")
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"format": FORMAT, "version": VERSION, **asdict(manifest)}, indent=1) + "\n")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another path") from error
+    with claimed(path, overwrite, json_kind("a few-shot manifest", FORMAT)):
+        write_json(path, {"format": FORMAT, "version": VERSION, **asdict(manifest)})
 
 
 def load_manifest(path: str | Path, store: EpisodeStore | None = None, strict: bool = True) -> FewShotManifest:
@@ -166,9 +159,11 @@ def write_subset(store: EpisodeStore, manifest: FewShotManifest, output: str | P
     origin = {key: value for key, value in store.manifest.items() if key in ("source", "split", "settings")}
     made = {"few_shot": {**asdict(manifest), "origin": origin}}
     quality = store.manifest["jpeg"]["quality"]
-    with EpisodeWriter(output, made, overwrite=overwrite, jpeg_quality=quality) as writer:
-        for id in manifest.episodes:
-            writer.append_encoded(store.encoded(id))
+    with replacing_folder(output, overwrite, check_is_store) as partial:
+        with EpisodeWriter(partial, made, jpeg_quality=quality) as writer:
+            for id in manifest.episodes:
+                writer.append_encoded(store.encoded(id))
+        close_database(Path(output))  # of the store before
 
 
 def store_digest(store: EpisodeStore) -> str:

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from arvrm.config import from_dict
 from arvrm.episodes import EpisodeStore
-from arvrm.files import check_free, write_json
+from arvrm.files import claimed, json_kind, write_json
 from arvrm.interface import CONTROL_HZ, UserError
 from arvrm.model.checkpoint import Checkpoint, load_checkpoint
 from arvrm.model.encoders import TextEncoder
@@ -21,6 +21,8 @@ from arvrm.training.judge import CONTROLS, HORIZONS, PIXELS, Judged, judge_windo
 from arvrm.training.threads import using_threads
 from arvrm.training.upgrade import upgraded
 from arvrm.windows import HUMAN_CAMERA, EpisodeTable, HumanWindows, StoreFrames, WindowConfig, store_fingerprint
+
+FORMAT = "arvrm-hands"
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,12 @@ def evaluate_hands(config: EvaluateHandsConfig, progress: bool = True) -> Path:
     Raises:
         UserError: the checkpoint is no stage-1 run, a store is missing or has no held-out clip, the output exists.
     """
-    check_free(config.output, config.overwrite)
+    with claimed(config.output, config.overwrite, json_kind("a file of `arvrm evaluate-hands`", FORMAT)):
+        write_json(config.output, _measured(config, progress))
+    return Path(config.output)
+
+
+def _measured(config: EvaluateHandsConfig, progress: bool) -> dict[str, Any]:
     loaded = load_checkpoint(config.checkpoint, config.device, kind="keypoint_vlm")
     run = _Run.of(loaded, config.checkpoint)
     stores = open_stores(config.stores or run.data.stores)
@@ -147,8 +154,8 @@ def evaluate_hands(config: EvaluateHandsConfig, progress: bool = True) -> Path:
             parts.append(_judge_store(config, loaded, run.window, store, held_out.get(store_fingerprint(store))))
             if progress:
                 print(hand_table_text(parts[-1].table), file=sys.stderr)
-    values = {
-        "format": "arvrm-hands",
+    return {
+        "format": FORMAT,
         "version": 1,
         "checkpoint": str(config.checkpoint),
         "pixels": PIXELS,
@@ -157,8 +164,6 @@ def evaluate_hands(config: EvaluateHandsConfig, progress: bool = True) -> Path:
         "stores": [part.table for part in parts],
         "all": _over_all(parts, config.seed),
     }
-    write_json(config.output, values)
-    return Path(config.output)
 
 
 def _judge_store(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Protocol
@@ -16,9 +15,9 @@ from torch import nn
 
 from arvrm import processes
 from arvrm.config import from_dict, to_dict
-from arvrm.files import locked, read_json, write_json
+from arvrm.files import clear_folder, discard_folder, locked, read_json, reporting, write_json
 from arvrm.interface import Robot, UserError
-from arvrm.model.checkpoint import save_checkpoint
+from arvrm.model.checkpoint import write_checkpoint
 from arvrm.model.metadata import CheckpointMetadata, TrainedOn
 from arvrm.training.config import TrainConfig
 from arvrm.training.data import DataConfig
@@ -28,7 +27,8 @@ from arvrm.windows import EpisodeTable, WindowConfig, store_fingerprint
 
 Stage = Literal["pretrain", "finetune"]
 _DAMAGED = "restart with --overwrite"
-_OURS = {"state", "metrics.jsonl", "tensorboard", "model.safetensors", "config.json", "statistics.json", "run.json"}
+_OURS = ("state", "metrics.jsonl", "tensorboard", "model.safetensors", "config.json", "statistics.json", "run.json")
+"""In the order in which they are deleted: killed meanwhile, nothing goes on with half of a run, and it is still one."""
 
 
 def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
@@ -41,11 +41,11 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         raise UserError(f"{folder}: --resume and --overwrite exclude each other; pass one")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; give a folder for the run")
-    present = set(os.listdir(folder)) if folder.exists() else set()
+    present = {name for name in os.listdir(folder) if not name.startswith(".")} if folder.exists() else set()
     if present and not resume:
         if not overwrite:
             raise UserError(f"{folder}: exists; pass --resume to go on with it or --overwrite to replace it")
-        if not present & _OURS:
+        if not present & {*_OURS}:
             raise UserError(f"{folder}: is not a run's folder, so it is not overwritten; give another or empty it")
 
 
@@ -56,10 +56,11 @@ def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         for name in _OURS:
             path = folder / name
             if path.is_dir():
-                shutil.rmtree(path)
+                discard_folder(path)
             else:
                 path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
+    clear_folder(folder)
 
 
 class RunConfig(Protocol):
@@ -95,11 +96,8 @@ def metadata_of(config: RunConfig, table: EpisodeTable, train: np.ndarray, stage
 
 def saver(metadata: CheckpointMetadata) -> Callable[[Path, nn.Module], None]:
     def save(folder: Path, model: nn.Module) -> None:
-        part = save_checkpoint(folder / ".saving", model, metadata, overwrite=True)
-        # The other two files never change in a run, so that at every moment the three fit together.
-        for name in ("statistics.json", "config.json", "model.safetensors"):
-            os.replace(part / name, folder / name)
-        part.rmdir()
+        # Two of the three files never change in a run, so that at every moment they fit together.
+        write_checkpoint(folder, model, metadata)
 
     return save
 
@@ -123,7 +121,8 @@ def reserved(config: RunConfig, stage: Stage) -> Iterator[None]:
     with locked(output):
         if config.resume and (output / "run.json").exists():
             _check_configuration(config, stage)
-        yield
+        with reporting(output):
+            yield
 
 
 def _check_configuration(config: RunConfig, stage: Stage) -> None:
@@ -149,7 +148,8 @@ def begin_run(config: RunConfig, stage: Stage, robot: Robot | None) -> Path:
     output = Path(config.output)
     if not processes.is_main():
         return output
-    prepare_folder(output, config.resume, config.overwrite)
+    with reporting(output, None):
+        prepare_folder(output, config.resume, config.overwrite)
     if not (config.resume and (output / "run.json").exists()):
         values = {
             "stage": stage,

@@ -6,10 +6,8 @@ number of processes.
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import torch
 from torch import nn
 
 from arvrm import processes
-from arvrm.files import read_json, write_json
+from arvrm.files import read_json, replacing, write_json
 from arvrm.interface import UserError
 from arvrm.training.distribution import local, placed, shards, whole
 from arvrm.training.optimizer import Average
@@ -44,16 +42,9 @@ def save_state(
 
 
 def _write(state: Path, step: int, values: dict[str, Any]) -> None:
-    state.mkdir(exist_ok=True)
     name = f"step-{step:08d}"
-    temporary = Path(tempfile.mkdtemp(dir=state, suffix=".tmp"))
-    with open(temporary / "trainer.pt", "wb") as stream:
+    with replacing(state / name / "trainer.pt") as partial, open(partial, "wb") as stream:
         torch.save(values, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    if (state / name).exists():
-        shutil.rmtree(state / name)
-    os.replace(temporary, state / name)
     write_json(state / "latest.json", {"folder": name, "step": step})
     for other in state.iterdir():
         if other.is_dir() and other.name != name:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from arvrm.episodes import EpisodeStore
-from arvrm.files import replacing
+from arvrm.files import allocate, clear_folder, replacing
 from arvrm.interface import UserError
 from arvrm.resize import resize
 from arvrm.windows.headers import store_fingerprint
@@ -187,10 +187,13 @@ class _Decoding:
             return np.empty((0,), dtype=np.uint8)
         if file is None:
             return self._fill(number, np.empty)
+        clear_folder(file.parent)  # a large file whose name nobody may ask for again
         with replacing(file) as partial:
 
             def mapped(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-                return np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
+                np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
+                allocate(partial)
+                return np.lib.format.open_memmap(partial, mode="r+")
 
             self._fill(number, mapped)  # leaving it closes, and so writes, the mapping
         return np.load(file, mmap_mode="r")

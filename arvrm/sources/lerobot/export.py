@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from arvrm.episodes import EpisodeHeader, EpisodeStore
-from arvrm.files import write_json
+from arvrm.files import replacing_folder, write_json
 from arvrm.interface import UserError
 from arvrm.robots import CALVIN
 from arvrm.sources.lerobot.layout import (
@@ -80,14 +78,27 @@ def export_lerobot(config: ExportLeRobotConfig) -> Path:
     store, output = EpisodeStore(config.store), Path(config.output)
     headers = list(store.headers())
     fps, sizes, arrays = _common(store, headers)
-    if output.exists():
-        if not config.overwrite:
-            raise UserError(f"{output}: exists already; pass --overwrite to replace it")
-        if not (output / "meta" / "info.json").is_file():
-            raise UserError(f"{output}: is no LeRobot data set, so it is not replaced; choose another path")
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with replacing_folder(output, config.overwrite, _check_is_data_set) as partial:
+        _write(pa, pq, store, headers, partial, config, (fps, sizes, arrays))
+    return output
+
+
+def _check_is_data_set(output: Path) -> None:
+    if not (output / "meta" / "info.json").is_file():
+        raise UserError(f"{output}: is no LeRobot data set, so it is not replaced; choose another path")
+
+
+def _write(
+    pa: Any,
+    pq: Any,
+    store: EpisodeStore,
+    headers: list[EpisodeHeader],
+    partial: Path,
+    config: ExportLeRobotConfig,
+    common: tuple[float, dict[str, tuple[int, int]], list[str]],
+) -> None:
+    """Write the data set into a folder; `common` as `_common` returns it."""
+    fps, sizes, arrays = common
     texts = list(dict.fromkeys(header.instruction for header in headers))
     schema = _data_schema(pa, arrays)
     videos = {
@@ -130,10 +141,6 @@ def export_lerobot(config: ExportLeRobotConfig) -> Path:
     pq.write_table(_tasks_table(pa, texts), partial / "meta" / "tasks.parquet")
     write_json(partial / "meta" / "stats.json", _merge_statistics(statistics))
     write_json(partial / "meta" / "info.json", _info(config, headers, texts, fps, sizes, arrays))
-    if output.exists():
-        shutil.rmtree(output)
-    os.replace(partial, output)
-    return output
 
 
 def _common(store: EpisodeStore, headers: list[EpisodeHeader]) -> tuple[float, dict[str, tuple[int, int]], list[str]]:
