@@ -315,6 +315,8 @@ def replacing_folder(
             with reporting(folder, None):
                 _to_disk(partial)
                 _exchange(partial, place)
+        except UserError as error:  # about the folder as the user knows it
+            raise UserError(str(error).replace(str(partial), str(folder))) from error
         finally:
             _locks.pop(partial, None)
             _delete(partial)
@@ -406,8 +408,9 @@ def _take(file: Path, path: str | Path) -> int | None:
         if _same(handle, file):
             break
         os.close(handle)  # who held it before has deleted it since it was opened
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    with contextlib.suppress(OSError):  # on a full disk it locks without a name
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     _open_locks.add(handle)
     return handle
 

@@ -49,7 +49,7 @@ def merge_stores(inputs: Sequence[str | Path], output: str | Path, overwrite: bo
     own = ("format", "version", "robot")
     manifest = {"merged": [{k: v for k, v in store.manifest.items() if k not in own} for store in stores]}
     with replacing_folder(output, overwrite, check_is_store) as partial:
-        with EpisodeWriter(partial, manifest, jpeg_quality=jpeg["quality"]) as writer:
+        with EpisodeWriter(partial, manifest, jpeg_quality=jpeg["quality"], resumable=False) as writer:
             for store in stores:
                 for start in range(0, len(store), _EPISODES_AT_ONCE):
                     writer.append_encoded(*(store.encoded(id) for id in store.ids[start : start + _EPISODES_AT_ONCE]))

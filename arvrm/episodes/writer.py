@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +29,8 @@ from arvrm.episodes.store import EpisodeStore
 from arvrm.files import clear_folders, disk_error, locked, reporting
 from arvrm.interface import UserError
 
+_FULL = 1 << 20
+
 
 class EpisodeWriter:
     """Appends episodes to a store; each append is one transaction, so a killed run leaves whole episodes only.
@@ -39,6 +43,8 @@ class EpisodeWriter:
         resume: continue an existing store; `has(id)` says what is there.
         overwrite: replace an existing store.
         jpeg_quality: 1 to 100, kept in the manifest.
+        resumable: whoever writes takes `resume`, for what is said of a full disk.
+
     Raises:
         UserError: the store exists (without resume or overwrite), is no store, was made otherwise, is being written
             by another process, or cannot be made.
@@ -51,8 +57,10 @@ class EpisodeWriter:
         resume: bool = False,
         overwrite: bool = False,
         jpeg_quality: int = JPEG_QUALITY,
+        resumable: bool = True,
     ) -> None:
         self.path = Path(path)
+        self._resumable = resumable
         if resume and overwrite:
             raise UserError(f"{path}: --resume and --overwrite exclude each other; pass one")
         if not isinstance(jpeg_quality, int) or not 1 <= jpeg_quality <= 100:
@@ -178,10 +186,13 @@ class EpisodeWriter:
                 size = env.info()["map_size"]
                 env.set_mapsize(min(2 * size, size + MAP_STEP))
             except (lmdb.Error, OSError) as error:
-                raise UserError(
-                    f"{self.path}: could not be written ({disk_error(error) or error}); free space on the disk and "
-                    f"pass --resume, the {self._counts['episodes']} episodes before are safe"
-                ) from error
+                reason = disk_error(error) or error
+                if shutil.disk_usage(self.path).free < _FULL:  # LMDB takes what was cut off for an input/output error
+                    reason = os.strerror(errno.ENOSPC)
+                remedy = "free space on the disk"
+                if self._resumable:
+                    remedy += f" and pass --resume, the {self._counts['episodes']} episodes before are safe"
+                raise UserError(f"{self.path}: could not be written ({reason}); {remedy}") from error
 
     def close(self, complete: bool = True) -> None:
         """Close the store. `complete` says that nothing is missing; an exception in a `with` block says the reverse."""

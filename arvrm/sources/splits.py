@@ -160,7 +160,7 @@ def write_subset(store: EpisodeStore, manifest: FewShotManifest, output: str | P
     made = {"few_shot": {**asdict(manifest), "origin": origin}}
     quality = store.manifest["jpeg"]["quality"]
     with replacing_folder(output, overwrite, check_is_store) as partial:
-        with EpisodeWriter(partial, made, jpeg_quality=quality) as writer:
+        with EpisodeWriter(partial, made, jpeg_quality=quality, resumable=False) as writer:
             for id in manifest.episodes:
                 writer.append_encoded(store.encoded(id))
         close_database(Path(output))  # of the store before

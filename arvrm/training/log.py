@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from arvrm import processes
-from arvrm.files import replacing
+from arvrm.files import disk_error, replacing
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -35,6 +37,7 @@ class Log:
         self.file = folder / "metrics.jsonl"
         self.last: dict[str, dict[str, float]] = {}
         self._writer = self._stream = None
+        self._held = contextlib.ExitStack()
         if not enabled:
             return
         kept = self._lines_until(step)
@@ -44,6 +47,7 @@ class Log:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
+            self._held.enter_context(_quiet_threads())
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def _lines_until(self, step: int) -> list[str]:
@@ -67,10 +71,27 @@ class Log:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._stream:
-            self._stream.close()
-        if self._writer:
-            self._writer.close()
+        with self._held:
+            if self._stream:
+                self._stream.close()
+            if self._writer:
+                self._writer.close()
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Print no traceback of a thread (TensorBoard writes in one) that meets a full disk: the run says so itself."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.exc_value is None or disk_error(arguments.exc_value) is None:
+            before(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 class Sums:
