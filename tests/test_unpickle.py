@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from arvrm.interface import UserError
-from arvrm.sources.unpickle import load_npy, loads, loads_tensors
+from arvrm.unpickle import load_npy, loads, loads_tensors
 
 
 class _Runs:

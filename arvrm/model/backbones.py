@@ -10,17 +10,45 @@ Every tensor is used, or known to be of a part that is not (decoders, CLIP's ima
 from __future__ import annotations
 
 import gzip
+import itertools
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from arvrm.interface import UserError
+from arvrm.unpickle import NotAllowed, load_archive
 
 HEAD_WIDTH = 64
 """Numbers of an attention head in all of these models."""
+VIT_BLOCKS = {192: 12, 384: 12, 768: 12, 1024: 24, 1280: 32, 1536: 40}
+"""Blocks of the published ViTs by their width. Of another width, those that a file has are taken for all."""
+CLIP_BLOCKS = dict.fromkeys((512, 640, 768, 1024), 12)
+"""The same for the text towers of OpenAI's CLIP."""
+_WRAPPER = re.compile(r"((module|_orig_mod)\.)+")
+_COPIES = 8
+"""How often the numbers of a file may occur among its tensors: some names share one storage."""
+
+
+class Weights(dict[str, Tensor]):
+    """Tensors by name.
+
+    Attributes:
+        prefix: what the file has before each name, where wrappers such as DDP and torch.compile put something.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], prefix: str = "") -> None:
+        super().__init__(tensors)
+        self.prefix = prefix
+
+    def part(self, prefix: str) -> Weights:
+        """Return the tensors whose names begin so, without it."""
+        inside = {name.removeprefix(prefix): t for name, t in self.items() if name.startswith(prefix)}
+        return Weights(inside, self.prefix + prefix)
 
 
 def transformers_for(need: str) -> Any:
@@ -47,16 +75,16 @@ def pretrained(kind: Any, path: str | None, place: str) -> Any:
     if Path(path).is_file():
         return load_original(path, kind.__name__)
     try:
-        return kind.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        return kind.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever a damaged directory leads it to
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{place}: cannot load {path!r} ({reason}); download it once and give its directory") from error
 
 
-def read_tensors(file: str | Path) -> dict[str, Tensor]:
+def read_tensors(file: str | Path) -> Weights:
     """Read the weights of a .pth, .pt (also TorchScript's) or .safetensors file; no code in it is run.
 
-    Wrappers ("model", "state_dict", "module.") are taken off.
+    Wrappers ("model", "state_dict", "module.", "_orig_mod.") are taken off.
 
     Raises:
         UserError: no such file, a damaged one, or one with other objects than tensors and plain values.
@@ -70,42 +98,34 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
 
             found: Any = load_file(file)
         else:
-            found = _torch_load(file)
-    except UserError:
-        raise
-    except Exception as error:  # torch raises whatever a damaged file leads it to
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            found = load_archive(file)
+    except NotAllowed as error:
+        raise UserError(
+            f"{file}: holds a {error.name[:100]} beside its tensors, which is not loaded since it could run code; "
+            "save its state_dict alone and give that"
+        ) from error
+    except Exception as error:  # whatever a damaged file leads a reader to
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{file}: cannot be read as weights ({reason}); copy it again") from error
     for _ in range(3):
         for name in ("state_dict", "model", "model_state_dict", "teacher"):
             if isinstance(found, dict) and isinstance(found.get(name), dict):
                 found = found[name]
-    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)} if found else {}
-    if not isinstance(found, dict) or not tensors:
+    arrays = found.items() if isinstance(found, dict) else ()
+    tensors = {
+        name: value for name, value in arrays if isinstance(name, str) and isinstance(value, np.ndarray | Tensor)
+    }
+    if not tensors:
         raise UserError(f"{file}: holds no tensors; give a file of weights")
-    for prefix in ("module.", "_orig_mod.", "module._orig_mod."):
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
+    if sum(value.nbytes for value in tensors.values()) > _COPIES * file.stat().st_size:
+        raise UserError(f"{file}: its tensors share numbers more than {_COPIES} times; give a file of weights")
+    wrapper = _WRAPPER.match(next(iter(tensors)))
+    prefix = wrapper[0] if wrapper and all(name.startswith(wrapper[0]) for name in tensors) else ""
+    return Weights({name.removeprefix(prefix): _tensor(value) for name, value in tensors.items()}, prefix)
 
 
-def _torch_load(file: Path) -> Any:
-    from pickle import UnpicklingError
-
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if unsafe:
-            raise UserError(
-                f"{file}: holds a {unsafe[1]} beside its tensors, which is not loaded since it could run code; "
-                "save its state_dict alone and give that"
-            ) from error
-        raise
-    except RuntimeError as error:
-        if "TorchScript" not in str(error) and "torch.jit" not in str(error):
-            raise
-        return dict(torch.jit.load(str(file), map_location="cpu").state_dict())
+def _tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.from_numpy(np.array(value, order="C"))
 
 
 def load_original(file: str | Path, kind: str) -> Any:
@@ -124,7 +144,8 @@ def mae(tensors: dict[str, Tensor], place: str = "MAE") -> Any:
     """Return a `ViTMAEModel` (nothing masked is left to the caller) from MAE's own names, also with GR-1's prefix."""
     import transformers
 
-    tensors = {n: t for n, t in tensors.items() if not n.startswith(("decoder_", "mask_token", "head."))}
+    others = ("decoder_", "mask_token", "head.")
+    tensors = Weights({n: t for n, t in tensors.items() if not n.startswith(others)}, _prefix(tensors))
     shape = _vit_shape(tensors, place)
     options: dict[str, Any] = {**shape, "layer_norm_eps": 1e-6, "mask_ratio": 0.0}
     config = transformers.ViTMAEConfig(**options)
@@ -159,27 +180,37 @@ def dinov2_positions(positions: Tensor, side: int) -> Tensor:
     return torch.cat([positions[:, :1].float(), grid.flatten(2).transpose(1, 2)], dim=1)
 
 
-def dinov2_hub(tensors: dict[str, Tensor], place: str = "DINOv2") -> Any:
-    """Return a `Dinov2Model` from the names of the hub's files, whose sizes are read from the tensors."""
+def dinov2_hub(tensors: dict[str, Tensor], place: str = "DINOv2", block: str = "") -> Any:
+    """Return a `Dinov2Model` from the names of the hub's files, whose sizes are read from the tensors.
+
+    Args:
+        block: what stands between a block's number and its parts, where something was put around blocks.
+    """
     import transformers
 
     try:
         width, channels, patch, _ = tensors["embeddings.patch_embeddings.projection.weight"].shape
         cells = tensors["embeddings.position_embeddings"].shape[1] - 1
-        inner = tensors["encoder.layer.0.mlp.fc1.weight"].shape[0]
+        inner = tensors[f"encoder.layer.0.{block}mlp.fc1.weight"].shape[0]
     except KeyError as error:
-        raise UserError(f"{place}: has no {error}; it holds no DINOv2 of the hub") from error
+        missing = f"'{_prefix(tensors)}{error.args[0]}'"
+        raise UserError(f"{place}: has no tensor {missing}; the file is of another model, or not whole") from error
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{place}: a tensor has an unknown shape ({error}); it holds no DINOv2 of the hub") from error
+    layers = _blocks(tensors, "encoder.layer.", VIT_BLOCKS.get(width), place)
     config = transformers.Dinov2Config(
         hidden_size=width,
         num_channels=channels,
         patch_size=patch,
-        image_size=patch * round(cells**0.5),
-        num_hidden_layers=1 + max(int(n.split(".")[2]) for n in tensors if n.startswith("encoder.layer.")),
+        image_size=patch * round(max(cells, 1) ** 0.5),
+        num_hidden_layers=layers,
         num_attention_heads=max(1, width // HEAD_WIDTH),
         mlp_ratio=inner // width,
         layer_norm_eps=1e-6,
     )
-    return _fill(transformers.Dinov2Model, config, tensors, {name: [name] for name in tensors}, place)
+    hub = itertools.chain(*_vit_names({"num_hidden_layers": layers}, "dinov2").values())
+    names = {re.sub(r"^(encoder\.layer\.\d+\.)", rf"\g<1>{block}", name): [name] for name in hub}
+    return _fill(transformers.Dinov2Model, config, tensors, names, place)
 
 
 def _vit_shape(tensors: dict[str, Tensor], place: str) -> dict[str, int]:
@@ -189,16 +220,36 @@ def _vit_shape(tensors: dict[str, Tensor], place: str) -> dict[str, int]:
         inner = tensors["blocks.0.mlp.fc1.weight"].shape[0]
     except KeyError as error:
         raise UserError(f"{place}: has no {error}; it is not the original file of a ViT") from error
-    layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{place}: a tensor has an unknown shape ({error}); it is not the file of a ViT") from error
+    layers = _blocks(tensors, "blocks.", VIT_BLOCKS.get(width), place)
     return {
         "hidden_size": width,
         "num_channels": channels,
         "patch_size": patch,
-        "image_size": patch * round(cells**0.5),
+        "image_size": patch * round(max(cells, 1) ** 0.5),
         "num_hidden_layers": layers,
         "num_attention_heads": max(1, width // HEAD_WIDTH),
         "intermediate_size": inner,
     }
+
+
+def _blocks(tensors: Mapping[str, Tensor], prefix: str, expected: int | None, place: str) -> int:
+    """Count the blocks whose names begin so; what is missing in one of them shows when they are filled."""
+    numbers = {name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)}
+    if numbers != {str(i) for i in range(len(numbers))}:
+        missing = next(i for i in range(len(numbers) + 1) if str(i) not in numbers)
+        raise UserError(f"{place}: has no tensor of {_prefix(tensors)}{prefix}{missing}; the file is not whole")
+    if expected not in (None, len(numbers)):
+        raise UserError(
+            f"{place}: has {len(numbers)} blocks {_prefix(tensors)}{prefix}N, and models of this width {expected}; "
+            "the file is not whole"
+        )
+    return len(numbers)
+
+
+def _prefix(tensors: Mapping[str, Tensor]) -> str:
+    return tensors.prefix if isinstance(tensors, Weights) else ""
 
 
 # Names on the right are those of the hub's files, which every version of transformers reads.
@@ -255,7 +306,9 @@ def clip_text(tensors: dict[str, Tensor], place: str = "CLIP") -> Any:
     import transformers
 
     others = ("visual.", "logit_scale", "input_resolution", "context_length", "vocab_size")
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(others)}
+    tensors = Weights(
+        {name: tensor for name, tensor in tensors.items() if not name.startswith(others)}, _prefix(tensors)
+    )
     try:
         words, width = tensors["token_embedding.weight"].shape
         positions = tensors["positional_embedding"].shape[0]
@@ -263,7 +316,7 @@ def clip_text(tensors: dict[str, Tensor], place: str = "CLIP") -> Any:
         inner = tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
     except KeyError as error:
         raise UserError(f"{place}: has no {error}; it is not OpenAI's file of CLIP") from error
-    layers = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("transformer.resblocks."))
+    layers = _blocks(tensors, "transformer.resblocks.", CLIP_BLOCKS.get(width), place)
     config = transformers.CLIPTextConfig(
         vocab_size=words,
         hidden_size=width,
@@ -294,29 +347,51 @@ def clip_text(tensors: dict[str, Tensor], place: str = "CLIP") -> Any:
                 ("mlp.c_proj", "mlp.fc2"),
             ):
                 names[old + a + end] = [new + b + end]
-    tensors = {n: t.T.contiguous() if n == "text_projection" else t for n, t in tensors.items()}
+    turned = {n: t.T.contiguous() if n == "text_projection" else t for n, t in tensors.items()}
+    tensors = Weights(turned, _prefix(tensors))
     return _fill(transformers.CLIPTextModelWithProjection, config, tensors, names, place)
 
 
 def _fill(kind: Any, config: Any, tensors: dict[str, Tensor], names: dict[str, list[str]], place: str) -> Any:
     """Build the model and load it strictly."""
+    prefix = _prefix(tensors)
     for name in names:
         if name not in tensors:
-            raise UserError(f"{place}: has no tensor {name!r}; the file is of another model, or not whole")
+            raise UserError(f"{place}: has no tensor '{prefix}{name}'; the file is of another model, or not whole")
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name not in names:
-            raise UserError(f"{place}: tensor {name!r} is unknown; the file is of another model")
+            raise UserError(f"{place}: tensor '{prefix}{name}' is unknown; the file is of another model")
+        check_numbers(tensor, f"{place}: {prefix}{name}")
         new = names[name]
-        renamed |= dict(zip(new, tensor.float().chunk(len(new)), strict=True))
+        if tensor.ndim and tensor.shape[0] % len(new) == 0:
+            renamed |= dict(zip(new, tensor.float().chunk(len(new)), strict=True))
     renamed = {name: tensor.contiguous().clone() for name, tensor in renamed.items()}
-    # from_pretrained, not load_state_dict: it knows how this version's names differ from the hub's.
-    model, report = kind.from_pretrained(None, config=config, state_dict=renamed, output_loading_info=True)
+    try:
+        with torch.device("meta"):
+            needed = sum(parameter.numel() for parameter in kind(config).parameters())
+        if needed > sum(tensor.numel() for tensor in renamed.values()):
+            raise ValueError(f"it would have {needed} weights")
+        # from_pretrained, not load_state_dict: it knows how this version's names differ from the hub's.
+        model, report = kind.from_pretrained(None, config=config, state_dict=renamed, output_loading_info=True)
+    except Exception as error:  # transformers raises whatever shapes that do not fit lead it to
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{place}: shapes do not fit transformers' {kind.__name__} ({reason}); give a whole file"
+        ) from error
     missing = [name for name in report["missing_keys"] if not name.endswith("position_ids")]
     wrong = missing + list(report["unexpected_keys"]) + [str(entry) for entry in report["mismatched_keys"]]
     if wrong:
         raise UserError(f"{place}: does not fit transformers' {kind.__name__}: {', '.join(wrong[:3])}; report this")
     return model.float().eval()
+
+
+def check_numbers(tensor: Tensor, place: str) -> None:
+    """Raise UserError unless a weight, named by `place`, is of finite floating-point numbers."""
+    if not tensor.is_floating_point():
+        raise UserError(f"{place} is of {str(tensor.dtype).removeprefix('torch.')}, no weights; copy the file again")
+    if not tensor.isfinite().all():
+        raise UserError(f"{place} has NaN or infinity; the file is damaged, or its training failed: give another")
 
 
 def clip_tokenizer(file: str | Path) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from arvrm.interface import UserError
-from arvrm.sources.unpickle import load_npy
+from arvrm.unpickle import load_npy
 
 _LONGEST = 100_000
 """Steps of one annotation that are believed; CALVIN's have at most 64."""

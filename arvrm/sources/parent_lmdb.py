@@ -21,8 +21,8 @@ from arvrm.episodes import Episode, EpisodeStore, EpisodeWriter
 from arvrm.instructions import calvin_instructions
 from arvrm.interface import CONTROL_HZ, UserError
 from arvrm.sources.pipeline import LeftOut, encode_in_order, store_in_order
-from arvrm.sources.unpickle import loads_tensors
 from arvrm.sources.video import MAX_PIXELS
+from arvrm.unpickle import loads_tensors
 
 JPEG_QUALITY = 92
 """Above the source's (75), so that encoding again adds little."""

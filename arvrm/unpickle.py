@@ -3,6 +3,9 @@
 A pickle is a program: `pickle.load` calls whatever it names. Here it may name only what arrays, tensors and plain
 containers need (`_NUMPY`, `_TORCH`); anything else is refused before it is called. Tensors come back as NumPy arrays,
 so that reading them needs no torch.
+
+Files of torch.save and of TorchScript keep their tensors' numbers beside the pickle. `load_archive` reads both, and
+nothing of a TorchScript file's code.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ import math
 import os
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,9 @@ from arvrm.interface import UserError
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """First object in a file of torch.save's older format, which pickled tensors carry inside."""
 _MAX_TENSOR_BYTES = 1 << 30
+_MOST_OF_A_PROGRAM = 1 << 24
+"""Bytes of the pickle, and of the code, in an archive, whose numbers lie elsewhere: a large model's take some 1e6."""
+_MOST_TENSORS = 100_000
 _PLAIN_DTYPE = re.compile(r"[<>|=]?(?:[biufc]\d{1,2}|[SU]\d{1,9}|O8?|\?)")
 
 
@@ -162,7 +169,8 @@ class _Storage:
         self.kind, self.data = kind, data
 
 
-def _rebuild_tensor(storage: Any, offset: int, size: tuple, stride: tuple, *_: Any) -> np.ndarray:
+def _view(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
+    """Return a tensor as a read-only view of its storage, in which it must lie."""
     if not isinstance(storage, _Storage) or storage.data is None:
         raise pickle.UnpicklingError("tensor without storage")
     flat = storage.data
@@ -172,25 +180,38 @@ def _rebuild_tensor(storage: Any, offset: int, size: tuple, stride: tuple, *_: A
         raise pickle.UnpicklingError(f"tensor of size {size}, stride {stride}")
     count = math.prod(size)
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if count and last >= flat.size:
+    if len(size) > 32 or max(size, default=0) > _MAX_TENSOR_BYTES:
+        raise pickle.UnpicklingError(f"tensor of size {size}")
+    if count and (last >= flat.size or count > flat.size):
         raise pickle.UnpicklingError("tensor larger than its storage")
     if count * flat.itemsize > _MAX_TENSOR_BYTES:
         raise pickle.UnpicklingError(f"tensor of {count} elements")
     if not count:
         return np.zeros(size, flat.dtype)
     steps = tuple(s * flat.itemsize for s in stride)
-    return np.lib.stride_tricks.as_strided(flat[offset:], size, steps, writeable=False).copy()
+    return np.lib.stride_tricks.as_strided(flat[offset:], size, steps, writeable=False)
 
 
-def _rebuild_tensor_v1(storage: Any, offset: int, size: tuple, stride: tuple) -> np.ndarray:
-    return _rebuild_tensor(storage, offset, size, stride)
+def _rebuild_tensor(*arguments: Any) -> np.ndarray:
+    return _view(*arguments).copy()
+
+
+def _same(value: Any, *_: Any) -> Any:
+    return value
 
 
 def _load_storage(data: Any) -> _Storage:
-    """Read one storage from torch.save's older format: four pickles, then each storage's length and raw bytes."""
+    """Read one storage from torch.save's older format."""
     if not isinstance(data, bytes):
         raise pickle.UnpicklingError("storage that is no bytes")
-    stream = io.BytesIO(data)
+    storage = _load_legacy(io.BytesIO(data), len(data), _TORCH)
+    if not isinstance(storage, _Storage):
+        raise pickle.UnpicklingError("no storage where one belongs")
+    return storage
+
+
+def _load_legacy(stream: Any, size: int, allowed: dict) -> Any:
+    """Read torch.save's older format of `size` bytes: four pickles, then each storage's length and raw bytes."""
     if _Unpickler(stream, _NUMPY).load() != _LEGACY_MAGIC:
         raise pickle.UnpicklingError("storage in an unknown format")
     _Unpickler(stream, _NUMPY).load()  # protocol version
@@ -198,31 +219,61 @@ def _load_storage(data: Any) -> _Storage:
     if not (isinstance(system, dict) and system.get("little_endian", True)):
         raise pickle.UnpicklingError("storage of a big-endian machine")
     known: dict[str, _Storage] = {}
-    storage = _Unpickler(stream, _TORCH, known).load()
-    if not isinstance(storage, _Storage):
-        raise pickle.UnpicklingError("no storage where one belongs")
+    begin = stream.tell()
+    # The program comes before the numbers that it speaks of: once to hear of the storages, once more to read it.
+    found = _Unpickler(stream, {**allowed, **_NO_TENSORS}, known).load()
     for key in _Unpickler(stream, _NUMPY).load():
         if key not in known:
             raise pickle.UnpicklingError(f"storage {key!r} that nothing names")
         length = int.from_bytes(stream.read(8), "little")
-        brain = known[key].kind == "bfloat16"
-        dtype = np.dtype("<u2" if brain else known[key].kind)
-        raw = stream.read(length * dtype.itemsize) if length < _MAX_TENSOR_BYTES else b""
-        if len(raw) != length * dtype.itemsize:
+        kind = known[key].kind
+        stated = length * _itemsize(kind)
+        raw = stream.read(stated) if stated <= size - stream.tell() else b""
+        if len(raw) != stated:
             raise pickle.UnpicklingError("storage cut short")
-        values = np.frombuffer(raw, dtype)
-        # A bfloat16 is the upper half of a float32.
-        known[key].data = (values.astype(np.uint32) << 16).view(np.float32) if brain else values
-    return storage
+        known[key].data = _numbers(np.frombuffer(raw, np.uint8), kind)
+    if isinstance(found, _Storage):
+        return found
+    stream.seek(begin)
+    return _Unpickler(stream, allowed, known).load()
+
+
+def _itemsize(kind: str) -> int:
+    return 2 if kind == "bfloat16" else np.dtype(kind).itemsize
+
+
+def _numbers(raw: np.ndarray, kind: str) -> np.ndarray:
+    """Return bytes as numbers of a kind of storage; a bfloat16 is the upper half of a float32."""
+    if kind != "bfloat16":
+        return raw.view(kind)
+    return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
 _TORCH: dict[tuple[str, str], Any] = {
     **_NUMPY,
     ("torch._utils", "_rebuild_tensor_v2"): _Call(_rebuild_tensor),
-    ("torch._utils", "_rebuild_tensor"): _Call(_rebuild_tensor_v1),
+    ("torch._utils", "_rebuild_tensor"): _Call(_rebuild_tensor),
     ("torch.storage", "_load_from_bytes"): _Call(_load_storage),
     **{("torch", name): name for name in _STORAGES},
 }
+_NO_TENSORS: dict[tuple[str, str], Any] = {
+    ("torch._utils", name): _Call(lambda *_: None) for name in ("_rebuild_tensor_v2", "_rebuild_tensor")
+}
+_PLAIN_OF_TORCH = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+_ARCHIVE: dict[tuple[str, str], Any] = {
+    **_TORCH,
+    **{("torch._utils", name): _Call(_view) for name in ("_rebuild_tensor_v2", "_rebuild_tensor")},
+    **{("torch._utils", name): _Call(_same) for name in ("_rebuild_parameter", "_rebuild_parameter_with_state")},
+    ("torch", "Size"): _Call(tuple),
+    ("torch", "device"): _Call(_same),
+    ("collections", "defaultdict"): _Call(lambda *_: {}),
+    **{("torch", name): f"torch.{name}" for name in _PLAIN_OF_TORCH},
+    **{
+        ("torch.jit._pickle", name): _Call(_same)
+        for name in ("restore_type_tag", "build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
+    },
+}
+"""What files of weights name besides. Their tensors are views of the file, so that only those wanted are copied."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -234,15 +285,116 @@ class _Unpickler(pickle.Unpickler):
         try:
             return self._allowed[(module, name)]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+            raise NotAllowed(f"{module}.{name}") from None
 
     def persistent_load(self, identifier: Any) -> Any:
-        if self._storages is None or not isinstance(identifier, tuple) or identifier[:1] != ("storage",):
-            raise pickle.UnpicklingError("it refers to an object outside itself")
-        kind, key = identifier[1:3]
-        if kind not in _STORAGES or not isinstance(key, str) or (len(identifier) > 5 and identifier[5] is not None):
-            raise pickle.UnpicklingError(f"storage {kind!r}")
-        return self._storages.setdefault(key, _Storage(_STORAGES[kind]))
+        kind, key = _identified(identifier if self._storages is not None else None)
+        assert self._storages is not None
+        return self._storages.setdefault(key, _Storage(kind))
+
+
+class NotAllowed(pickle.UnpicklingError):
+    """A pickle asks for what is not on the list."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"it asks for {name}")
+        self.name = name
+
+
+def _identified(identifier: Any) -> tuple[str, str]:
+    """Return the kind of a storage that a pickle refers to, and its key."""
+    if not isinstance(identifier, tuple) or len(identifier) < 5 or identifier[0] != "storage":
+        raise pickle.UnpicklingError("it refers to an object outside itself")
+    kind, key = identifier[1:3]
+    if not isinstance(kind, str) or kind not in _STORAGES or not isinstance(key, str):
+        raise pickle.UnpicklingError(f"storage {kind!r}")
+    if len(identifier) > 5 and identifier[5] is not None:
+        raise pickle.UnpicklingError(f"storage {kind!r} that is part of another")
+    return _STORAGES[kind], key
+
+
+class _Scripted:
+    """Stands for a module of a TorchScript file: what it holds, and nothing that it does."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+            raise pickle.UnpicklingError("a module that restores itself by code, which is not run")
+        self.held = state
+
+
+class _ArchiveUnpickler(pickle._Unpickler):  # the one in Python, whose memo takes no more memory than it has entries
+    def __init__(self, archive: _Archive) -> None:
+        super().__init__(io.BytesIO(archive.record("data.pkl", _MOST_OF_A_PROGRAM).tobytes()), encoding="latin1")
+        self._archive = archive
+        self._storages: dict[tuple[str, str], _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == "__torch__" and self._archive.code:
+            return _Scripted
+        try:
+            return _ARCHIVE[(module, name)]
+        except KeyError:
+            raise NotAllowed(f"{module}.{name}") from None
+
+    def persistent_load(self, identifier: Any) -> Any:
+        kind, key = _identified(identifier)
+        count = identifier[4]
+        if (kind, key) not in self._storages:
+            raw = self._archive.record(f"data/{key}")
+            if type(count) is not int or count * _itemsize(kind) != raw.size:
+                raise pickle.UnpicklingError(f"storage {key!r} of {count!r} numbers in {raw.size} bytes")
+            self._storages[kind, key] = _Storage(kind, _numbers(raw, kind))
+        return self._storages[kind, key]
+
+
+class _Archive:
+    """A file of torch: a zip of records that are not compressed, but for code.
+
+    Attributes:
+        code: names of the source files in it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.bytes = np.memmap(path, np.uint8, "r")
+        self.zip = zipfile.ZipFile(path)
+        entries = {entry.filename: entry for entry in self.zip.infolist()}
+        roots = [name.removesuffix("data.pkl") for name in entries if re.fullmatch(r"[^/]+/data\.pkl", name)]
+        if len(roots) != 1:
+            raise pickle.UnpicklingError("a zip archive without one data.pkl")
+        self.entries = {name.removeprefix(roots[0]): e for name, e in entries.items() if name.startswith(roots[0])}
+        self.code = [name for name in self.entries if name.startswith("code/") and name.endswith(".py")]
+        if "byteorder" in self.entries and self.record("byteorder", 16).tobytes() != b"little":
+            raise pickle.UnpicklingError("numbers of a big-endian machine")
+
+    def record(self, name: str, most: int | None = None) -> np.ndarray:
+        """Return a record's bytes, a view of the file."""
+        entry = self.entries.get(name)
+        if entry is None:
+            raise pickle.UnpicklingError(f"no record {name!r}")
+        at, size = entry.header_offset, entry.file_size
+        head = self.bytes[at : at + 30].tobytes()
+        if entry.compress_type != zipfile.ZIP_STORED or head[:4] != b"PK\x03\x04" or entry.flag_bits & 1:
+            raise pickle.UnpicklingError(f"record {name!r} is compressed or damaged")
+        begin = at + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+        if begin + size > self.bytes.size or (most is not None and size > most):
+            raise pickle.UnpicklingError(f"record {name!r} of {size} bytes")
+        return self.bytes[begin : begin + size]
+
+    def restores_itself(self) -> bool:
+        """Whether loading would mean running its code."""
+        left = _MOST_OF_A_PROGRAM
+        for name in self.code:
+            with self.zip.open(self.entries[name]) as stream:
+                source = stream.read(left + 1)
+            left -= len(source)
+            if left < 0:
+                raise pickle.UnpicklingError("more code than any model has")
+            if b"__setstate__" in source:
+                return True
+        return False
 
 
 def _load(stream: Any, allowed: dict, place: str) -> Any:
@@ -267,6 +419,44 @@ def loads(data: bytes, place: str = "pickle") -> Any:
 def loads_tensors(data: bytes, place: str = "pickle") -> Any:
     """Like `loads`, and tensors pickled by torch come back as arrays of their shape (bfloat16 as float32)."""
     return _load(io.BytesIO(data), _TORCH, place)
+
+
+def load_archive(path: str | Path) -> Any:
+    """Read a file of torch.save (either format), or the tensors of a TorchScript file by the names they have there.
+
+    What their numbers need is checked against what the file has, and nothing is allocated for it: arrays are views of
+    the file, to be copied.
+
+    Raises:
+        NotAllowed: the pickle asks for anything but tensors and plain values.
+        Exception: the file is damaged, or of another format; which, depends on the damage.
+    """
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb") as stream:
+            return _load_legacy(stream, os.fstat(stream.fileno()).st_size, _ARCHIVE)
+    archive = _Archive(path)
+    with archive.zip:
+        if archive.code and archive.restores_itself():
+            raise pickle.UnpicklingError(
+                "a TorchScript file that restores itself by code (__setstate__), which is not run"
+            )
+        found = _ArchiveUnpickler(archive).load()
+    return dict(_tensors(found)) if isinstance(found, _Scripted) else found
+
+
+def _tensors(module: _Scripted) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays in a module and in those that it holds, however deep, by their dotted names."""
+    waiting, seen = [("", module)], 0
+    while waiting:
+        place, module = waiting.pop()
+        for name, value in module.held.items():
+            seen += 1
+            if seen > _MOST_TENSORS or len(place) > 1000:
+                raise pickle.UnpicklingError("modules that hold each other without end")
+            if isinstance(value, _Scripted):
+                waiting.append((f"{place}{name}.", value))
+            elif isinstance(value, np.ndarray):
+                yield f"{place}{name}", value
 
 
 def load_npy(path: str | Path) -> Any:
