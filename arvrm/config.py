@@ -19,8 +19,12 @@ C = TypeVar("C")
 _LARGEST = 2**63 - 1  # what every reader of a whole number can hold
 
 
+class OutOfBounds(UserError, ValueError):
+    """A number of a configuration that is not within its bounds."""
+
+
 def bounded(default: Any, *, least: float | None = None, above: float | None = None, most: float | None = None) -> Any:
-    """A field of a configuration whose number lies within bounds; None, where the type allows it, has none.
+    """A field of a configuration whose number, or numbers, lie within bounds; None, where the type allows it, has none.
 
     The class checks them with `__post_init__ = check_bounds`.
     """
@@ -28,22 +32,29 @@ def bounded(default: Any, *, least: float | None = None, above: float | None = N
 
 
 def check_bounds(config: Any) -> None:
-    """Raise ValueError for the first `bounded` field of a configuration that is out of its bounds."""
+    """Raise OutOfBounds for the first `bounded` field of a configuration that is out of its bounds."""
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
         least, above, most = (field.metadata.get(name) for name in ("least", "above", "most"))
-        if value is None:
+        if (least, above, most) == (None, None, None):
             continue
-        if least is not None and not value >= least:
-            raise ValueError(f"{field.name} is {value}; give at least {least}")
-        if above is not None and not value > above:
-            raise ValueError(f"{field.name} is {value}; give more than {above}")
-        if most is not None and not value <= most:
-            raise ValueError(f"{field.name} is {value}; give at most {most}")
+        given = getattr(config, field.name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is None:
+                continue
+            if isinstance(value, float) and not math.isfinite(value):
+                raise OutOfBounds(f"{field.name} is {value}; give a finite number")
+            if least is not None and not value >= least:
+                raise OutOfBounds(f"{field.name} is {value}; give at least {least}")
+            if above is not None and not value > above:
+                raise OutOfBounds(f"{field.name} is {value}; give more than {above}")
+            if most is not None and not value <= most:
+                raise OutOfBounds(f"{field.name} is {value}; give at most {most}")
 
 
 def from_dict(kind: type[C], values: dict[str, Any], place: str = "configuration") -> C:
     """Build the frozen dataclass `kind` from nested dictionaries.
+
+    A class with `further_keys = True` (a ClassVar) is of a file that may say more than its fields, which is left out.
 
     Raises:
         UserError: an unknown key (named with the nearest known one), a missing one, or a value of another type.
@@ -127,6 +138,8 @@ def _arguments(kind: type, values: Any, place: str) -> dict[str, Any]:
         raise UserError(f"{place}: expected an object with keys, got {_short(values)}")
     hints = typing.get_type_hints(kind)
     known = [field.name for field in dataclasses.fields(kind) if field.init]
+    if getattr(kind, "further_keys", False):
+        values = {key: value for key, value in values.items() if key in known}
     for key in values:
         if key not in known:
             raise UserError(f"{place}: unknown key {key!r}{nearest(key, known, cutoff=0.0)}")

@@ -163,6 +163,8 @@ def load_settings(config: DemoConfig) -> dict[str, Any]:
         settings = json.loads(resources.files("arvrm").joinpath("resources", name).read_text())
     sections = (*STAGES[:-1], "model", "time_share")
     for section in sections:
+        if not isinstance(settings.get(section, {}), dict):
+            raise UserError(f"demo settings: {section} is no section; write it as an object with keys")
         settings[section] = _merged(settings.get(section, {}), getattr(config, section))
     unknown = settings.keys() - {*sections, "tasks", "note"}
     if unknown:
@@ -322,7 +324,13 @@ RUN: dict[str, Callable[[Path, dict[str, Any]], None]] = {
 
 def _read_done(output: Path) -> dict[str, float]:
     file = output / "stages.json"
-    return files.read_json(file, "--overwrite the demonstration") if file.exists() else {}
+    if not file.exists():
+        return {}
+    done = files.read_json(file, "--overwrite the demonstration")
+    for stage, seconds in done.items():
+        if stage not in STAGES or type(seconds) not in (int, float) or not 0 <= seconds < 1e9:
+            raise UserError(f"{file}: {stage[:40]!r} took no number of seconds; --overwrite the demonstration")
+    return done
 
 
 def _say(text: str) -> None:

@@ -93,11 +93,13 @@ def _parse(path: Path, text: str) -> Any:
             return json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not JSON ({error}); mend the file") from error
     import yaml
 
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]}); mend the file") from error
 
 

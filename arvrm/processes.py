@@ -22,6 +22,7 @@ USAGE = 2
 INTERRUPTED = 130
 
 _CONNECT_SECONDS = 120
+_LONGEST_LINE = 2000
 _parent = 0
 
 
@@ -147,7 +148,7 @@ def run_main(run: Callable[[], int | None], prefix: str, interrupted: str) -> in
         board()  # while the launcher is there: later it may be ending the others
         code = run() or 0
     except UserError as error:
-        complain(prefix + " ".join(str(error).split()))
+        complain(prefix + _one_line(error))
         return _leave(USAGE)
     except KeyboardInterrupt:
         complain(interrupted)
@@ -168,6 +169,13 @@ def run_main(run: Callable[[], int | None], prefix: str, interrupted: str) -> in
     if world() > 1:
         _part()
     return code
+
+
+def _one_line(error: UserError) -> str:
+    """A line that a person can read: a value of a million letters is cut, beginning and end stay."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _LONGEST_LINE else f"{text[: _LONGEST_LINE - 400]} ... {text[-395:]}"
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def _words(error: Exception) -> str:

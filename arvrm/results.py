@@ -13,19 +13,23 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from arvrm import files, versions
+from arvrm.config import bounded, check_bounds, from_dict
 from arvrm.interface import TASKS, UserError
 
 FORMAT = "arvrm-results-1"
 LOG_FORMAT = "arvrm-chain-log-1"
 BOOTSTRAP_SAMPLES = 10_000
 RESULTS = files.json_kind("a results file", FORMAT)
+
+
+_DAMAGED = "give a file written by `arvrm evaluate`, or evaluate again"
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,108 @@ class ChainRecord:
     crashed: str | None = None
     film: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.index < 0 or not self.tasks or not 0 <= self.completed <= len(self.tasks):
+            raise ValueError(
+                f"chain {self.index} says that {self.completed} of its {len(self.tasks)} tasks succeeded; "
+                "a chain has a number from 0, and tasks, of which 0 to all succeed"
+            )
+        if any(steps < 0 for steps in self.steps):
+            raise ValueError(f"chain {self.index} has tasks of less than 0 steps")
+
     @property
     def attempted(self) -> tuple[str, ...]:
         """The tasks that were started: those that succeeded and, if the chain broke, the one it broke at."""
         return self.tasks[: min(self.completed + 1, len(self.tasks))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line(ChainRecord):
+    """A line of the log: a chain, and what `ChainLog.append` got with it."""
+
+    seconds: float = bounded(0.0, least=0)
+    cost: dict[str, float] = field(default_factory=dict)
+    world: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        super().__post_init__()
+
+    @property
+    def record(self) -> ChainRecord:
+        return ChainRecord(**{one.name: getattr(self, one.name) for one in fields(ChainRecord)})
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The log's first line."""
+
+    format: Literal["arvrm-chain-log-1"]
+    fingerprint: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Count:
+    success: int = bounded(0, least=0)
+    total: int = bounded(0, least=0)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.success > self.total:
+            raise ValueError(f"{self.success} successes of {self.total}")
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What is read of a results file's configuration."""
+
+    further_keys: ClassVar[bool] = True
+    policy: str | None = None
+    world: str | None = None
+    scene: str | None = None
+    assets: str | None = None
+    instructions: str | None = None
+    camera_shift: dict[str, Any] | None = None
+    lighting: dict[str, Any] | None = None
+    block_colours: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What is read of a results file; `summarize` says what most of it means."""
+
+    further_keys: ClassVar[bool] = True
+    average_length: float
+    average_length_ci95: tuple[float, float]
+    success_rates: tuple[float, ...]
+    per_task: dict[str, _Count]
+    chains: tuple[ChainRecord, ...]
+    config: _Config
+    versions: dict[str, Any]
+    success_rates_ci95: tuple[tuple[float, float], ...] | None = None
+    crashed: int = bounded(0, least=0)
+    seconds: float = bounded(0.0, least=0)
+    chains_per_hour: float | None = bounded(None, least=0)
+    time_share: dict[str, float] | None = None
+    films: tuple[str, ...] = ()
+    policy_identity: dict[str, Any] | None = None
+    planning: dict[str, float | None] | None = None
+    stage_seconds: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        longest = max((len(chain.tasks) for chain in self.chains), default=0)
+        if len(self.success_rates) != longest:
+            raise ValueError(f"success_rates has {len(self.success_rates)} rates, the longest chain {longest} tasks")
+        if self.success_rates_ci95 is not None and len(self.success_rates_ci95) != longest:
+            raise ValueError(f"success_rates_ci95 has {len(self.success_rates_ci95)} intervals for {longest} rates")
+        rates = [*self.success_rates, *(end for pair in self.success_rates_ci95 or () for end in pair)]
+        if not all(0 <= rate <= 1 for rate in rates):
+            raise ValueError("success_rates and their intervals are numbers from 0 to 1")
+        if not 0 <= self.average_length <= longest:
+            raise ValueError(f"average_length is {self.average_length}, of chains of {longest} tasks")
+        if len({chain.index for chain in self.chains}) < len(self.chains):
+            raise ValueError("two chains have one index")
 
 
 class ChainLog:
@@ -116,8 +218,8 @@ class ChainLog:
             UserError: it is of another run, damaged, or still being written.
         """
         with ChainLog(path, self._fingerprint, resume=True):
-            for line in path.read_bytes().splitlines()[1:]:
-                record, seconds, cost, world = _parsed(line)
+            for number, line in enumerate(path.read_bytes().splitlines()[1:], 2):
+                record, seconds, cost, world = _parsed(line, path, number)
                 if record.index not in self.records:
                     self.append(record, max(self.seconds, seconds), cost, world)
             path.unlink()
@@ -161,28 +263,28 @@ class ChainLog:
         lines = content[:keep].splitlines()
         if not lines:
             return 0
-        try:
-            header = json.loads(lines[0])
-            if header.get("format") != LOG_FORMAT:
-                raise UserError(f"{self.path}: no chain log ({header.get('format')!r}); remove it or pass --overwrite")
-            for key in sorted(fingerprint.keys() | header["fingerprint"].keys()):
-                old, new = header["fingerprint"].get(key), fingerprint.get(key)
-                if old != new:
-                    remedy = "resume with the same or pass --overwrite"
-                    raise UserError(f"{self.path}: begun with {key} = {old!r}, now {new!r}; {remedy}")
-            for line in lines[1:]:
-                self._add(*_parsed(line))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{self.path}: damaged ({error}); pass --overwrite to begin anew") from error
+        begun = from_dict(_Head, _object(lines[0], self.path, 1), f"{self.path}:1").fingerprint
+        for key in sorted(fingerprint.keys() | begun.keys()):
+            old, new = begun.get(key), fingerprint.get(key)
+            if old != new:
+                remedy = "resume with the same or pass --overwrite"
+                raise UserError(f"{self.path}: begun with {key} = {old!r}, now {new!r}; {remedy}")
+        for number, line in enumerate(lines[1:], 2):
+            self._add(*_parsed(line, self.path, number))
         return keep
 
 
-def _parsed(line: bytes) -> tuple[ChainRecord, float, dict[str, float], dict[str, Any]]:
+def _parsed(line: bytes, path: Path, number: int) -> tuple[ChainRecord, float, dict[str, float], dict[str, Any]]:
     """Return a line's chain, seconds, cost and, where it says so, world."""
-    values = json.loads(line)
-    seconds, cost, world = values.pop("seconds"), values.pop("cost"), values.pop("world", {})
-    values["tasks"], values["steps"] = tuple(values["tasks"]), tuple(values["steps"])
-    return ChainRecord(**values), seconds, cost, world
+    found = from_dict(_Line, _object(line, path, number), f"{path}:{number}")
+    return found.record, found.seconds, found.cost, found.world
+
+
+def _object(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}:{number}: damaged ({error}); pass --overwrite to begin anew") from error
 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0, level: float = 0.95) -> tuple[float, float]:
@@ -255,15 +357,12 @@ def load_results(path: str | Path) -> dict[str, Any]:
     """Read a results file.
 
     Raises:
-        UserError: missing, no JSON, of another format, or without a key that every results file has.
+        UserError: missing, no JSON, of another format, or with a value that no results file has.
     """
-    path, remedy = Path(path), "give a file written by `arvrm evaluate`"
-    results = files.read_json(path, remedy)
+    results = files.read_json(path, _DAMAGED)
     if results.get("format") != FORMAT:
-        raise UserError(f"{path}: format {results.get('format')!r}, expected {FORMAT!r}; {remedy}")
-    for key in ("average_length", "average_length_ci95", "success_rates", "per_task", "chains", "config", "versions"):
-        if key not in results:
-            raise UserError(f"{path}: no {key!r}; evaluate again")
+        raise UserError(f"{path}: format {str(results.get('format'))[:80]!r}, expected {FORMAT!r}; {_DAMAGED}")
+    from_dict(_Results, results, str(path))
     return results
 
 

@@ -312,7 +312,7 @@ def test_admissible_tasks_follow_the_state(env):
     [
         ({"scenes": ("E",)}, "'E' is unknown; name some of A, B, C, D"),
         ({"tasks": ("open_drawr",)}, "did you mean 'open_drawer'"),
-        ({"episodes": 0}, "episodes: 0 is too small"),
+        ({"episodes": 0}, "episodes is 0; give at least 1"),
         ({"scenes": ("A", "A")}, "named twice"),
         ({"noise": -1.0}, "noise"),
         ({"assets": "calvin", "variations": 2}, "variations=0"),

@@ -136,7 +136,7 @@ class InspectConfig:
     store: str
     contact_sheet: str | None = None
     no_contact_sheet: bool = False
-    rows: int = bounded(16, least=1)
+    rows: int = bounded(16, least=1, most=1000)
     overwrite: bool = False
 
     __post_init__ = check_bounds

@@ -102,7 +102,7 @@ class QualityConfig:
 
     store: str
     output: str | None = None
-    films: int = bounded(4, least=0)
+    films: int = bounded(4, least=0, most=1000)
     overwrite: bool = False
 
     __post_init__ = check_bounds

@@ -98,8 +98,11 @@ class Database:
         except lmdb.MapResizedError:  # another process let the store grow
             self.env.set_mapsize(0)
             txn = self.env.begin(buffers=True)
-        with txn:
-            yield txn
+        try:
+            with txn:
+                yield txn
+        except (lmdb.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{self.path}: cannot be read ({error}); the store is damaged, write it again") from error
 
     def entries(self, table: bytes) -> int:
         if not self.tables:

@@ -6,6 +6,7 @@ docs/data.md describes every key and byte. Every record starts with the CRC-32 o
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
 from collections.abc import Mapping
@@ -17,7 +18,15 @@ import msgpack
 import numpy as np
 import simplejpeg
 
-from arvrm.episodes.schema import EncodedImages, Episode, EpisodeHeader, arrays_of, cameras_of, validate_episode
+from arvrm.episodes.schema import (
+    EMBODIMENTS,
+    EncodedImages,
+    Episode,
+    EpisodeHeader,
+    arrays_of,
+    cameras_of,
+    validate_episode,
+)
 from arvrm.interface import UserError
 
 FORMAT = "arvrm-episodes"
@@ -27,6 +36,7 @@ JPEG_SUBSAMPLING = "444"
 """No colour subsampling: a block is a few pixels wide, and its colour is what the instruction names."""
 OWN_KEYS = frozenset({"format", "version", "jpeg", "complete", "counts", "robot"})
 """Keys of a manifest that the store itself writes."""
+_MOST_STEPS, _MOST_PIXELS = 2**31 - 1, 65_500  # the most that int32 and JPEG can say
 _DTYPES = ("float64", "float32", "bool", "int32", "int64", "uint8")
 
 
@@ -128,9 +138,35 @@ def unpack_header(place: str, content: memoryview) -> EpisodeHeader:
         values["arrays"] = {name: (dtype, tuple(shape)) for name, dtype, shape in values["arrays"]}
         if not all(dtype in _DTYPES for dtype, _ in values["arrays"].values()):
             raise ValueError("an unknown dtype")
-        return EpisodeHeader(**values)
-    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+        header = EpisodeHeader(**values)
+        _check_header(header)
+        return header
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, msgpack.UnpackException) as error:
         raise UserError(f"{place}: cannot be read ({error}); write the store again") from error
+
+
+def _check_header(header: EpisodeHeader) -> None:
+    """Raise ValueError for values that no writer of ours gives, before anything is made of their size."""
+    for name in ("id", "embodiment", "instruction", "task", "scene", "source", "group"):
+        if not isinstance(getattr(header, name), str):
+            raise ValueError(f"{name} is no text")
+    if header.embodiment not in EMBODIMENTS or not isinstance(header.meta, dict):
+        raise ValueError("embodiment or meta is unknown")
+    if not (isinstance(header.fps, (int, float)) and 0 < header.fps < math.inf):
+        raise ValueError(f"fps is {header.fps!r}")
+    if type(header.steps) is not int or not 0 < header.steps <= _MOST_STEPS:
+        raise ValueError(f"steps is {header.steps!r}")
+    at = header.image_steps
+    if len(at) and ((np.diff(at) <= 0).any() or at[0] < 0 or at[-1] >= header.steps):
+        raise ValueError("image_steps do not ascend within the steps")
+    for camera, (height, width) in header.cameras.items():
+        sizes = type(height) is int and type(width) is int
+        if not isinstance(camera, str) or not sizes or not (0 < height <= _MOST_PIXELS and 0 < width <= _MOST_PIXELS):
+            raise ValueError(f"camera {str(camera)[:40]!r} is {str(height)[:20]} x {str(width)[:20]} pixels")
+    for name, (_, shape) in header.arrays.items():
+        whole = isinstance(name, str) and all(type(size) is int and 0 <= size <= _MOST_STEPS for size in shape)
+        if not whole or not shape or shape[0] != header.steps:
+            raise ValueError(f"array {str(name)[:40]!r} has not one row a step")
 
 
 def full_manifest(path: Path, manifest: dict[str, Any], jpeg_quality: int) -> dict[str, Any]:
@@ -155,13 +191,28 @@ def parse_manifest(path: Path, content: bytes) -> dict[str, Any]:
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']!r}")
         version = manifest["version"]
+        if not isinstance(manifest["jpeg"], dict) or not {"quality", "subsampling"} <= manifest["jpeg"].keys():
+            raise ValueError("jpeg is not described")
+        if not isinstance(manifest["complete"], bool):
+            raise ValueError(f"complete {manifest['complete']!r}")
         if not isinstance(manifest.get("robot", ""), str):
             raise ValueError(f"robot {manifest['robot']!r}")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: its manifest cannot be read ({error}); write the store again") from error
     if version != VERSION:
         raise UserError(f"{path}: has format version {version}, this program reads {VERSION}; write the store again")
     return manifest
+
+
+def parse_counts(path: Path, content: bytes) -> dict[str, int]:
+    """Read what the store counts; raises UserError where it is damaged."""
+    try:
+        counts = json.loads(content)
+        if not all(type(counts[name]) is int and counts[name] >= 0 for name in counts):
+            raise ValueError("a count is no number from 0")
+        return dict(counts)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: its counts cannot be read ({error}); write the store again") from error
 
 
 def difference(key: str, old: object, new: object) -> str:

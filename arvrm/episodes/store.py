@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import struct
@@ -16,7 +15,7 @@ import simplejpeg
 
 from arvrm import robots
 from arvrm.episodes.database import Database
-from arvrm.episodes.records import EncodedEpisode, array_key, image_key, parse_manifest, unpack_header
+from arvrm.episodes.records import EncodedEpisode, array_key, image_key, parse_counts, parse_manifest, unpack_header
 from arvrm.episodes.schema import EncodedImages, Episode, EpisodeHeader
 from arvrm.interface import Robot, UserError
 from arvrm.robots import CALVIN
@@ -77,7 +76,7 @@ class EpisodeStore:
         database = self._open()
         with database.begin() as txn:
             stored = bytes(txn.get(b"manifest", db=database.tables[b"meta"]) or b"")
-            counts = json.loads(bytes(txn.get(b"counts", db=database.tables[b"meta"]) or b"{}"))
+            counts = parse_counts(self.path, bytes(txn.get(b"counts", db=database.tables[b"meta"]) or b"{}"))
         manifest = parse_manifest(self.path, stored)
         return {**manifest, "counts": {"episodes": 0, "steps": 0, "frames": 0, **counts}}
 

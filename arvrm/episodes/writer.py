@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 from collections import Counter
@@ -22,6 +21,7 @@ from arvrm.episodes.records import (
     encode_episode,
     full_manifest,
     json_bytes,
+    parse_counts,
     parse_manifest,
 )
 from arvrm.episodes.schema import Episode
@@ -100,7 +100,7 @@ class EpisodeWriter:
                 stored = txn.get(b"manifest", db=self._database.tables[b"meta"])
                 stored = None if stored is None else bytes(stored)
                 counts = bytes(txn.get(b"counts", b"{}", db=self._database.tables[b"meta"]))
-        self._counts = Counter(json.loads(counts))
+        self._counts = Counter(parse_counts(self.path, counts))
         self._manifest: dict[str, Any] = wanted
         self._stored: dict[str, Any] | None = None  # the manifest in the store; a new one's comes with the first append
         if stored is None:

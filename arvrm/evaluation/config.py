@@ -7,9 +7,8 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-
 from arvrm import plugins
+from arvrm.config import bounded, check_bounds
 from arvrm.interface import BLOCKS, SCENES, UserError
 from arvrm.sim.render import CameraShift
 from arvrm.sim.scene import Lighting
@@ -71,7 +70,7 @@ class EvaluateConfig:
     robot: str | None = None
     checkpoint: str | None = None
     index: str | None = None
-    execute_steps: int | None = None
+    execute_steps: int | None = bounded(None, least=1, most=10**4)
     protocol: Literal["chains", "single"] = "chains"
     scene: str = "D"
     assets: Literal["builtin", "calvin"] = "builtin"
@@ -80,23 +79,24 @@ class EvaluateConfig:
     camera_shift: CameraShift = CameraShift()
     lighting: Lighting = Lighting()
     block_colours: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
-    chains: int = OFFICIAL_CHAINS
+    chains: int = bounded(OFFICIAL_CHAINS, least=1, most=10**5)
     chain_file: str | None = None
     tasks: tuple[str, ...] | None = None
-    starts: int = 25
+    starts: int = bounded(25, least=1, most=10**6)
     instructions: str = "validation"
-    max_steps: int = 360
-    seed: int = 0
-    workers: int = 6
+    max_steps: int = bounded(360, least=1, most=10**7)
+    seed: int = bounded(0, least=0)
+    workers: int = bounded(6, least=1, most=1024)
     device: str = "cpu"
-    batch: int = 4
-    threads: int = 1
-    film_successes: int = 0
-    film_failures: int = 0
+    batch: int = bounded(4, least=1, most=10**4)
+    threads: int = bounded(1, least=1, most=1024)
+    film_successes: int = bounded(0, least=0, most=10**6)
+    film_failures: int = bounded(0, least=0, most=10**6)
     resume: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.policy not in POLICIES and not plugins.is_path(self.policy):
             close = difflib.get_close_matches(self.policy, POLICIES, 1)
             nearest = f"; did you mean {close[0]!r}?" if close else ""
@@ -107,11 +107,6 @@ class EvaluateConfig:
             self._refuse(PLAY_TABLE, f"world {self.world}", "says what the play table looks like")
         if self.scene not in SCENES:
             raise ValueError(f"scene {self.scene!r} is none of {', '.join(SCENES)}")
-        for name in ("chains", "max_steps", "workers", "starts", "threads", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
-        if not np.isfinite([self.camera_shift.metres, self.camera_shift.degrees]).all() or self.camera_shift.seed < 0:
-            raise ValueError(f"camera_shift = {self.camera_shift}: metres and degrees must be finite, seed at least 0")
         for name, colour in self.block_colours.items():
             if name not in BLOCKS or not all(0 <= part <= 1 for part in colour):
                 raise ValueError(f"block_colours.{name} = {colour}: give {', '.join(BLOCKS)} four numbers from 0 to 1")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from arvrm.evaluation.filming import film_folder, keep_films
 from arvrm.evaluation.parent import Parent
 from arvrm.files import check_free, clear_folder
 from arvrm.interface import Job, Policy, UserError, WorldFactory
-from arvrm.results import RESULTS, ChainLog, environment_versions, save_results, summarize
+from arvrm.results import RESULTS, ChainLog, environment_versions, load_results, save_results, summarize
 from arvrm.sim.render import choose_renderer
 
 
@@ -148,7 +147,7 @@ def _further_process(
 def _old_world(output: Path) -> dict[str, Any]:
     """The world's description from the results file, for a log from before it was kept there."""
     try:
-        versions = json.loads(output.read_text())["versions"]
-    except (OSError, ValueError, KeyError):
+        versions = load_results(output)["versions"]
+    except UserError:
         return {}
     return {key: versions[key] for key in ("simulator", "assets", "renderer") if key in versions}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from arvrm.config import bounded, check_bounds
 from arvrm.hands.detect import SIDES, HandObservation
 from arvrm.hands.skeleton import hand_length
 from arvrm.interface import KEYPOINTS, UserError
@@ -40,15 +41,17 @@ class TrackConfig:
         min_presence: points less likely in the image than this are not visible.
     """
 
-    max_gap_s: float = 0.3
-    reach: float = 0.8
-    reach_per_s: float = 4.0
-    double_reach: float = 0.2
-    min_frames: int = 3
-    cut_off_hz: float = 3.0
-    cut_off_per_speed: float = 1.5
-    max_cut_off_hz: float = 10.0
-    min_presence: float = 0.5
+    max_gap_s: float = bounded(0.3, least=0, most=3600)
+    reach: float = bounded(0.8, above=0)
+    reach_per_s: float = bounded(4.0, least=0)
+    double_reach: float = bounded(0.2, least=0)
+    min_frames: int = bounded(3, least=1)
+    cut_off_hz: float = bounded(3.0, least=0)
+    cut_off_per_speed: float = bounded(1.5, least=0)
+    max_cut_off_hz: float = bounded(10.0, above=0)
+    min_presence: float = bounded(0.5, least=0, most=1)
+
+    __post_init__ = check_bounds
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from typing import Any, ClassVar
 
 from arvrm import config as configuration
 from arvrm.files import read_json, replacing, replacing_folder, write_json
@@ -22,9 +18,22 @@ from arvrm.interface import Robot, UserError
 from arvrm.model.metadata import CheckpointMetadata, metadata_from
 from arvrm.model.networks import kind_of
 from arvrm.model.upgrade import CHECKPOINT_FORMAT, upgraded_checkpoint
+from arvrm.model.weights import WEIGHTS, load_weights, save_weights
 from arvrm.robots import described as robot_described
 
 _DAMAGED = "give a whole checkpoint folder, or copy or train it again"
+
+
+@dataclass(frozen=True)
+class Described:
+    """What config.json of a checkpoint says, in the form of today."""
+
+    further_keys: ClassVar[bool] = True
+    format: int
+    kind: str
+    model: dict[str, Any]
+    metadata: dict[str, Any]
+    robot: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,9 +96,8 @@ def write_checkpoint(folder: Path, model: Any, metadata: CheckpointMetadata) -> 
     statistics = {} if model.robot is None else configuration.to_dict(model.robot.statistics)
     write_json(folder / "statistics.json", statistics, sort_keys=True)
     write_json(folder / "config.json", described, sort_keys=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with replacing(folder / "model.safetensors") as partial:
-        save_file(tensors, partial, metadata={"format": "pt"})
+    with replacing(folder / WEIGHTS) as partial:
+        save_weights(partial, model.state_dict())
 
 
 def _check_is_checkpoint(folder: Path) -> None:
@@ -109,48 +117,40 @@ def load_checkpoint(folder: str | Path, device: str = "cpu", kind: str | None = 
     """
     folder = Path(folder)
     place = f"{folder}/config.json"
-    written = read_json(folder / "config.json", _DAMAGED)
-    found = kind_of(written.get("kind"), place)
-    if kind is not None and written["kind"] != kind:
+    described = read_described(folder)
+    found = kind_of(described.kind, place)
+    if kind is not None and described.kind != kind:
         raise UserError(
-            f"{folder}: holds a {written['kind']} model, expected {kind}; give the checkpoint of the other stage"
+            f"{folder}: holds a {described.kind} model, expected {kind}; give the checkpoint of the other stage"
         )
-    described = upgraded_checkpoint(written, place)
-    settings = found.upgrade(described.get("model") or {}, f"{place}: model")
+    settings = found.upgrade(described.model, f"{place}: model")
     config = configuration.from_dict(found.config, settings, f"{place}: model")
-    metadata = metadata_from(described.get("metadata") or {}, f"{place}: metadata")
-    numbers = read_json(folder / "statistics.json", _DAMAGED)
-    robot = robot_described(described["robot"], numbers, f"{folder}/statistics.json") if found.plans else None
+    metadata = metadata_from(described.metadata, f"{place}: metadata")
+    read_json(folder / "statistics.json", _DAMAGED)  # of hands alone it is empty, and part of the hash
+    robot = robot_of(folder, described) if found.plans else None
     model = found.build(config, robot)
     load_weights(model, folder)
     return Checkpoint(model.to(device).eval(), config, robot, metadata, checkpoint_hash(folder))
 
 
-def load_weights(model: nn.Module, folder: str | Path) -> None:
-    """Load model.safetensors of `folder` into `model`, strictly.
+def read_described(folder: str | Path) -> Described:
+    """Read config.json of a checkpoint of any version, and no weights; raises UserError as `load_checkpoint` does."""
+    place = f"{folder}/config.json"
+    written = read_json(place, _DAMAGED)
+    kind_of(written.get("kind"), place)
+    return configuration.from_dict(Described, upgraded_checkpoint(written, place), place)
+
+
+def robot_of(folder: str | Path, described: Described) -> Robot:
+    """Return a checkpoint's robot, with the numbers of its statistics.json.
 
     Raises:
-        UserError: the file is missing or corrupt, or names and shapes differ (the first differences are named).
+        UserError: it is unknown, or the numbers are missing or not its own.
     """
-    file = Path(folder) / "model.safetensors"
-    try:
-        tensors = load_file(file)
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such file; give a checkpoint folder") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); the file is damaged, copy or train it again") from error
-    own = model.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in tensors]
-    problems += [f"{name} is unknown" for name in tensors if name not in own]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"{file}: does not fit its configuration: {'; '.join(problems[:3])}{more}; use matching files")
-    model.load_state_dict(tensors, strict=True)
+    place = f"{folder}/statistics.json"
+    if described.robot is None:
+        raise UserError(f"{folder}/config.json: missing key 'robot', of a policy; {_DAMAGED}")
+    return robot_described(described.robot, read_json(place, _DAMAGED), place)
 
 
 def start_from_stage1(policy: Any, folder: str | Path) -> None:
@@ -159,7 +159,7 @@ def start_from_stage1(policy: Any, folder: str | Path) -> None:
     Raises:
         UserError: not a stage-1 checkpoint, or its configuration gives other weights than the policy's.
     """
-    found = read_json(Path(folder) / "config.json", _DAMAGED).get("kind")
+    found = read_described(folder).kind
     if found != "keypoint_vlm":
         raise UserError(f"{folder}: holds a {found} model, expected keypoint_vlm; give the checkpoint of stage 1")
     load_weights(policy.hands()[0], folder)

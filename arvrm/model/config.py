@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from arvrm.config import bounded, check_bounds
 from arvrm.model.published.config import PublishedConfig
 
 
@@ -21,8 +23,10 @@ class TextConfig:
 
     encoder: Literal["wordllama", "clip"] = "wordllama"
     path: str | None = None
-    width: int = 256
-    max_tokens: int = 32
+    width: int = bounded(256, least=1, most=65536)
+    max_tokens: int = bounded(32, least=1, most=4096)
+
+    __post_init__ = check_bounds
 
 
 @dataclass(frozen=True)
@@ -55,18 +59,20 @@ class VisionConfig:
     backbone: dict[str, Any] | None = None
     modulated: bool = False
     frozen: bool = False
-    input_size: int | None = None
-    static_size: int = 96
-    gripper_size: int = 64
-    width: int = 128
-    channels: tuple[int, int] = (32, 64)
-    depth: int = 2
-    points: int = 32
-    landmarks: int = 7
+    input_size: int | None = bounded(None, least=1, most=4096)
+    static_size: int = bounded(96, least=16, most=4096)
+    gripper_size: int = bounded(64, least=16, most=4096)
+    width: int = bounded(128, least=1, most=65536)
+    channels: tuple[int, int] = bounded((32, 64), least=1, most=8192)
+    depth: int = bounded(2, least=0, most=1000)
+    points: int = bounded(32, least=1, most=4096)
+    landmarks: int = bounded(7, least=0, most=4096)
     film: bool = True
-    colour_jitter: float = 0.0
-    shift_static: float = 0.05
-    shift_gripper: float = 0.048
+    colour_jitter: float = bounded(0.0, least=0, most=10)
+    shift_static: float = bounded(0.05, least=0, most=1)
+    shift_gripper: float = bounded(0.048, least=0, most=1)
+
+    __post_init__ = check_bounds
 
     @property
     def by_words(self) -> bool:
@@ -89,11 +95,13 @@ class AnalogyConfig:
     """
 
     enabled: bool = True
-    alpha: float = 0.5
+    alpha: float = bounded(0.5, least=0, most=1)
     map: str = "global"
     rows: Literal["softmax", "free"] = "softmax"
     target: Literal["current", "next"] = "current"
     at_rollout: Literal["off", "on"] = "off"
+
+    __post_init__ = check_bounds
 
 
 @dataclass(frozen=True)
@@ -119,17 +127,19 @@ class LossConfig:
         others: weights of further objectives by their names (docs/extending.md).
     """
 
-    arm: float = 100.0
-    gripper: float = 1.0
-    state: float = 1.0
-    analogy: float = 1.0
+    arm: float = bounded(100.0, least=0, most=10**9)
+    gripper: float = bounded(1.0, least=0, most=10**9)
+    state: float = bounded(1.0, least=0, most=10**9)
+    analogy: float = bounded(1.0, least=0, most=10**9)
     keypoints: Literal["squared", "distance"] = "squared"
-    replay: float = 1.0
-    localisation: float = 0.0
-    geometry: float = 0.0
-    image: float = 1.0
-    destination: float = 0.0
+    replay: float = bounded(1.0, least=0, most=10**9)
+    localisation: float = bounded(0.0, least=0, most=10**9)
+    geometry: float = bounded(0.0, least=0, most=10**9)
+    image: float = bounded(1.0, least=0, most=10**9)
+    destination: float = bounded(0.0, least=0, most=10**9)
     others: dict[str, float] = field(default_factory=dict)
+
+    __post_init__ = check_bounds
 
 
 @dataclass(frozen=True)
@@ -166,40 +176,38 @@ class ModelConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     analogy: AnalogyConfig = field(default_factory=AnalogyConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    width: int = 192
-    layers: int = 4
-    heads: int = 6
+    width: int = bounded(192, least=1, most=65536)
+    layers: int = bounded(4, least=1, most=1000)
+    heads: int = bounded(6, least=1, most=4096)
     attention: Literal["token", "frame"] = "token"
-    dropout: float = 0.0
-    max_frames: int = 16
-    latents: int = 4
-    resampler_layers: int = 1
-    resampler_heads: int = 4
-    resampler_head_width: int = 32
-    keypoints: int = 21
-    joint_width: int = 64
+    dropout: float = bounded(0.0, least=0, most=0.99)
+    max_frames: int = bounded(16, least=1, most=4096)
+    latents: int = bounded(4, least=1, most=4096)
+    resampler_layers: int = bounded(1, least=1, most=1000)
+    resampler_heads: int = bounded(4, least=1, most=4096)
+    resampler_head_width: int = bounded(32, least=1, most=65536)
+    keypoints: int = bounded(21, least=21, most=42)
+    joint_width: int = bounded(64, least=1, most=65536)
     predict_residual: bool = True
     residual_from: Literal["pose", "velocity"] = "pose"
-    horizon: int = 1
-    chunk: int = 10
+    horizon: int = bounded(1, least=1, most=4096)
+    chunk: int = bounded(10, least=1, most=4096)
     action_queries: Literal["each", "one"] = "each"
     query_frames: Literal["all", "last"] = "all"
     head: Literal["regression", "flow"] = "regression"
-    flow_steps: int = 8
+    flow_steps: int = bounded(8, least=1, most=10**4)
     fwd_pred: bool = False
-    image_decoder_layers: int = 2
-    image_patch: int = 16
+    image_decoder_layers: int = bounded(2, least=1, most=1000)
+    image_patch: int = bounded(16, least=1, most=4096)
     freeze_keypoints: bool = True
     published: PublishedConfig | None = None
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of heads {self.heads}; choose heads that divide it")
         if self.keypoints % 21:
             raise ValueError(f"keypoints is {self.keypoints}; give 21 (one hand) or 42 (two)")
-        for name in ("layers", "max_frames", "horizon", "latents", "chunk", "joint_width", "flow_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
         vision = self.vision
         if vision.encoder == "conv":
             for name in ("static_size", "gripper_size"):
@@ -215,8 +223,6 @@ class ModelConfig:
             raise ValueError("loss.destination takes a heatmap of the conv encoder that is no landmark's; set it to 0")
         if vision.modulated and vision.encoder == "conv":
             raise ValueError("vision.modulated is for a ViT; a conv encoder has vision.film")
-        if not 0.0 <= self.analogy.alpha <= 1.0:
-            raise ValueError(f"analogy.alpha is {self.analogy.alpha}; give a number from 0 to 1")
         if self.analogy.at_rollout == "on" and not self.analogy.enabled:
             raise ValueError("analogy.at_rollout needs analogy.enabled")
         published = self.published
@@ -224,6 +230,35 @@ class ModelConfig:
             raise ValueError("published.positions leaves no place for analogy.at_rollout's token; set one of them off")
         if published is not None and published.image_decoder == "shared" and vision.encoder == "conv":
             raise ValueError("published.image_decoder 'shared' predicts what a ViT sees; set vision.encoder, or 'each'")
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        """Refuse sizes whose weights alone, or one image's activations, exceed this machine's memory."""
+        vision, width = self.vision, self.width
+        across = self.resampler_heads * self.resampler_head_width
+        numbers = {
+            "width, layers": 8 * width * width * self.layers,
+            "width, max_frames": width * self.max_frames,
+            "width, keypoints, joint_width": width * self.keypoints * self.joint_width,
+            "width, keypoints, horizon": width * 3 * self.keypoints * self.horizon,
+            "width, text.width, text.max_tokens": width * (self.text.width + self.text.max_tokens),
+            "resampler_layers, _heads, _head_width": 4 * across * self.resampler_layers * min(vision.width, width),
+        }
+        if self.fwd_pred:
+            numbers["width, image_decoder_layers"] = 8 * width * width * self.image_decoder_layers
+        if vision.encoder == "conv":
+            fine, coarse = vision.channels
+            pixels = vision.static_size**2 // 16
+            numbers["vision.channels, depth"] = 9 * (coarse * coarse * vision.depth + fine * fine)
+            numbers["vision.channels, width"] = (16 * coarse + vision.width) * vision.width
+            numbers["vision.static_size, points, width"] = pixels * (vision.points + fine + vision.width // 16)
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        names, most = max(numbers.items(), key=lambda item: item[1])
+        if 4 * most > memory:
+            raise ValueError(
+                f"{names} make a network of at least {4 * most / 2**30:.0f} GiB, this machine has "
+                f"{memory / 2**30:.0f}; make one of them smaller"
+            )
 
     @property
     def tokens_by_words(self) -> bool:

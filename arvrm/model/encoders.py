@@ -6,6 +6,7 @@ from arvrm.model.pixels import fit_images
 from arvrm.model.published.config import PublishedConfig
 from arvrm.model.text import TextEncoder
 from arvrm.model.upgrade import described_encoders, upgraded_encoders
+from arvrm.model.weights import load_weights, save_weights
 
 __all__ = [
     "PublishedConfig",
@@ -15,5 +16,7 @@ __all__ = [
     "described_encoders",
     "fit_images",
     "image_encoder",
+    "load_weights",
+    "save_weights",
     "upgraded_encoders",
 ]

@@ -46,6 +46,13 @@ OURS: dict[str, Any] = {
 """The settings of `PublishedConfig` by which a network is ours."""
 
 
+def section_of(values: Any, place: str) -> Mapping[str, Any]:
+    """Return `values`; raises UserError unless it is a mapping."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{place}: expected an object with keys, got {str(values)[:80]!r}")
+    return values
+
+
 def without(values: Mapping[str, Any], constants: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Return `values` without settings that no longer exist.
 
@@ -75,7 +82,7 @@ def upgraded_checkpoint(described: dict[str, Any], place: str) -> dict[str, Any]
     if version != 1:
         raise UserError(f"{place}: format {version!r} is unknown; this version reads 1 to {CHECKPOINT_FORMAT}")
     robot = "calvin" if described.get("kind") == "policy" else None
-    metadata = _metadata(described.get("metadata") or {}, f"{place}: metadata")
+    metadata = _metadata(section_of(described.get("metadata") or {}, f"{place}: metadata"), f"{place}: metadata")
     return {**described, "format": CHECKPOINT_FORMAT, "robot": robot, "metadata": metadata}
 
 
@@ -88,13 +95,13 @@ def upgraded_model(values: Mapping[str, Any], place: str) -> dict[str, Any]:
     Raises:
         UserError: a setting that no longer exists has another value than the one that is left.
     """
-    values = without(values, {"joint_attention": True}, place)
+    values = without(section_of(values, place), {"joint_attention": True}, place)
     if "foresee" in values:
         values["horizon"] = values.pop("foresee")
     for section in ("text", "vision", "loss"):
         if isinstance(values.get(section), Mapping):
             values[section] = dict(values[section])
-    if "loss" in values:
+    if isinstance(values.get("loss"), dict):
         values["loss"] = without(values["loss"], {"arm_beta": 1.0}, f"{place}.loss")
     found = {}
     for (section, old), name in _PUBLISHED.items():
@@ -103,7 +110,7 @@ def upgraded_model(values: Mapping[str, Any], place: str) -> dict[str, Any]:
             found[name] = inside.pop(old)
     if any(value != OURS[name] for name, value in found.items()):
         published = {**OURS, **found}
-        if published["second"] is not None:
+        if isinstance(published["second"], Mapping):
             second = dict(published["second"])
             if "timed" in second:
                 second["latents_have_time"] = second.pop("timed")
@@ -120,7 +127,7 @@ def upgraded_encoders(
     Raises:
         UserError: a setting is unknown, or has a value that this version does not have.
     """
-    values = upgraded_model({"text": description["text"], "vision": description["vision"]}, place)
+    values = upgraded_model({name: section_of(description, place).get(name) for name in ("text", "vision")}, place)
     published = values.get("published")
     return (
         from_dict(TextConfig, values["text"], f"{place}.text"),
@@ -146,15 +153,16 @@ def described_encoders(text: TextConfig, vision: VisionConfig, published: Publis
     return described
 
 
-def _metadata(values: dict[str, Any], place: str) -> dict[str, Any]:
+def _metadata(values: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Format 1's metadata as a `CheckpointMetadata` in dictionaries."""
-    window, images = values.get("window") or {}, values.get("images") or {}
+    window = section_of(values.get("window") or {}, f"{place}.window")
+    images = section_of(values.get("images") or {}, f"{place}.images")
     kept = ("stage", "execute_steps", "index", "pretrained", "tasks", "episodes", "stores", "imported")
     found = {name: values[name] for name in kept if name in values}
     found |= {name: window[name] for name in ("history", "stride") if name in window}
     if images:
         found["images"] = {f"rgb_{name}": size for name, size in images.items()}
     if "retrieval" in values:
-        found["clips"] = values["retrieval"].get("clips")
+        found["clips"] = section_of(values["retrieval"], f"{place}.retrieval").get("clips")
     found["settings"] = {name: values[name] for name in ("data", "window", "train", "retrieval") if name in values}
     return found

@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from arvrm.config import bounded, check_bounds
 from arvrm.episodes import EpisodeStore
 from arvrm.files import replacing_folder, write_json
 from arvrm.interface import UserError
 from arvrm.retrieval.encoders import FrozenEncoders, frame_features
-from arvrm.retrieval.index import FORMAT, VERSION, ClipIndex, checksum
+from arvrm.retrieval.index import ClipIndex, checksum
+from arvrm.retrieval.index_file import FORMAT, VERSION
 from arvrm.retrieval.shortlist import FILES as COARSE_FILES
 from arvrm.retrieval.shortlist import Shortlist, blocks
 from arvrm.retrieval.table import Clips
@@ -44,21 +46,15 @@ class SearchConfig:
     """
 
     kind: Literal["auto", "exact", "approximate"] = "auto"
-    dimensions: int = 256
-    frames: int = 8
-    lists: int | None = None
-    probes: int | None = None
-    shortlist: int | None = None
-    recall: float = 0.995
-    queries: int = 64
+    dimensions: int = bounded(256, least=1, most=65536)
+    frames: int = bounded(8, least=1, most=4096)
+    lists: int | None = bounded(None, least=1, most=10**7)
+    probes: int | None = bounded(None, least=1, most=10**7)
+    shortlist: int | None = bounded(None, least=1, most=10**7)
+    recall: float = bounded(0.995, above=0, most=1)
+    queries: int = bounded(64, least=1, most=10**6)
 
-    def __post_init__(self) -> None:
-        for name in ("dimensions", "frames", "lists", "probes", "shortlist", "queries"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; give at least 1")
-        if not 0 < self.recall <= 1:
-            raise ValueError(f"recall is {self.recall}; give a number above 0, at most 1")
+    __post_init__ = check_bounds
 
 
 def build_index(

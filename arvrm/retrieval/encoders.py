@@ -19,6 +19,8 @@ from arvrm.model.encoders import (
     described_encoders,
     fit_images,
     image_encoder,
+    load_weights,
+    save_weights,
     upgraded_encoders,
 )
 from arvrm.windows import EpisodeTable, FrameBank, decode_frames
@@ -91,21 +93,16 @@ class FrozenEncoders:
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the weights into `folder`; return what index.json keeps."""
-        from safetensors.torch import save_file
-
-        state = {name: value.detach().cpu().contiguous() for name, value in self.image.state_dict().items()}
-        save_file(state, str(folder / "encoder.safetensors"))
+        save_weights(folder / "encoder.safetensors", self.image.state_dict())
         return {**self.described, "hash": self.hash}
 
     @classmethod
     def load(cls, folder: Path, description: dict[str, Any]) -> FrozenEncoders:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
         text, vision, published = upgraded_encoders(description, f"{folder}/index.json")
         size, language_width = description["size"], description["language_width"]
         image = image_encoder(vision, size, language_width, published)
-        image.load_state_dict(load_file(str(folder / "encoder.safetensors")))
+        load_weights(image, folder, "encoder.safetensors")
         return cls(TextEncoder(text), vision, size, language_width, image, published)
 
 

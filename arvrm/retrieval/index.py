@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import mmap
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,11 +35,12 @@ from arvrm.episodes import EpisodeStore
 from arvrm.interface import UserError
 from arvrm.retrieval.align import resample, warp
 from arvrm.retrieval.encoders import FrozenEncoders
+from arvrm.retrieval.index_file import read_index_file
 from arvrm.retrieval.shortlist import Shortlist, blocks, load_faiss
 from arvrm.retrieval.table import Categorical, Clips
 from arvrm.windows import store_fingerprint
+from arvrm.windows.headers import UNREADABLE_ARRAYS
 
-FORMAT, VERSION = "arvrm-clip-index", 2
 FLAT_BYTES = 2 << 30
 """An exact search keeps the vectors of all clips in memory up to this size, and else reads them for every search."""
 TESTED_AT_LOADING = 256 << 20
@@ -116,16 +115,18 @@ class ClipIndex:
             what = "is no clip index" if path.exists() else "does not exist"
             raise UserError(f"{path}: {what}; make one with `arvrm index`")
         with damage_named(path):
-            values = json.loads((path / "index.json").read_text())
-            if values["format"] != FORMAT or values["version"] not in (1, VERSION):
-                raise ValueError(f"format {values['format']!r} version {values['version']}, expected {VERSION}")
-            if values["version"] == 1:
-                values["files"] = {name: {"sha256": checksum} for name, checksum in values["files"].items()}
+            values = read_index_file(path)
             for name, expected in values["files"].items():
                 size = (path / name).stat().st_size
                 _test(path / name, expected, size <= TESTED_AT_LOADING or values["version"] == 1)
             clips = Clips.of_json(values["clips"]) if values["version"] == 1 else Clips.load(path / "clips.npz")
             text, frames = (np.load(path / name, mmap_mode="r") for name in ("text.npy", "frames.npy"))
+            clips.check(len(values["stores"]), len(frames))
+            for name, features, kind in (("text.npy", text, "float32"), ("frames.npy", frames, "float16")):
+                if features.ndim != 2 or features.dtype.name != kind or 0 in features.shape:
+                    raise ValueError(f"{name} holds {features.dtype} {features.shape}, not {kind} features")
+                if features.nbytes <= TESTED_AT_LOADING and not _are_units(features):
+                    raise ValueError(f"{name} has features that are no numbers, or not of length 1")
             coarse = Shortlist.load(path) if values.get("search", {}).get("kind") == "approximate" else None
             index = cls(path, values, clips, text, frames, coarse)
             if len(text) != len(index) or len(frames) != index.start[-1]:
@@ -142,7 +143,7 @@ class ClipIndex:
         return index
 
     def verify(self) -> None:
-        """Test the checksums of all files, which reads everything.
+        """Test the checksums of all files and all features, which reads everything.
 
         Raises:
             UserError: names the first file that is damaged.
@@ -150,11 +151,20 @@ class ClipIndex:
         with damage_named(self.path):
             for name, expected in self._files.items():
                 _test(self.path / name, expected, True)
+            for name, features in (("text.npy", self.text), ("frames.npy", self.frames)):
+                if not _are_units(features):
+                    raise ValueError(f"{name} has features that are no numbers, or not of length 1")
+            self.encoders.hash  # noqa: B018  # builds them
 
     @cached_property
     def encoders(self) -> FrozenEncoders:
-        """The encoders its features are from; queries must go through them."""
-        return FrozenEncoders.load(self.path, self._encoders)
+        """The encoders its features are from; queries must go through them.
+
+        Raises:
+            UserError: they are damaged.
+        """
+        with damage_named(self.path):
+            return FrozenEncoders.load(self.path, self._encoders)
 
     def open_stores(self, root: str | Path | None = None) -> list[EpisodeStore]:
         """Open the stores of the clips, looked for at their recorded paths, then by name in `root`.
@@ -340,8 +350,17 @@ def normalised(vectors: np.ndarray) -> np.ndarray:
 def damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except UNREADABLE_ARRAYS as error:
         raise UserError(f"{path}: is damaged ({error}); make it anew with `arvrm index --overwrite`") from error
+
+
+def _are_units(features: np.ndarray) -> bool:
+    """Whether all rows are finite and of length 1, but for rounding."""
+    for rows in blocks(np.arange(len(features)), 65_536):
+        part = np.asarray(features[rows], dtype=np.float32)
+        if not (np.abs(np.einsum("nd,nd->n", part, part) - 1) < 0.05).all():  # false of NaN
+            return False
+    return True
 
 
 def _test(file: Path, expected: dict[str, Any], whole: bool) -> None:

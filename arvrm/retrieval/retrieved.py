@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from arvrm.config import bounded, check_bounds
 from arvrm.files import replacing
 from arvrm.interface import HumanBatch, UserError
 from arvrm.retrieval.align import resample, warp
 from arvrm.retrieval.index import ClipIndex, Matches, normalised
 from arvrm.retrieval.shortlist import blocks
 from arvrm.windows import EpisodeTable, FrameBank, HumanWindows, store_fingerprint
+from arvrm.windows.headers import UNREADABLE_ARRAYS
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,14 @@ class RetrievalConfig:
         choice: "similar", or "random": the control in which any clips accompany (drawn by `seed`).
     """
 
-    clips: int = 4
+    clips: int = bounded(4, least=1, most=10**4)
     query: Literal["episode", "window"] = "episode"
-    frames: int = 8
+    frames: int = bounded(8, least=1, most=4096)
     align: Literal["progress", "dtw", "uniform"] = "progress"
     choice: Literal["similar", "random"] = "similar"
-    seed: int = 0
+    seed: int = bounded(0, least=0)
 
-    def __post_init__(self) -> None:
-        if self.clips < 1 or self.frames < 1:
-            raise ValueError("clips and frames must be at least 1")
+    __post_init__ = check_bounds
 
 
 class RetrievedClips:
@@ -80,10 +80,8 @@ class RetrievedClips:
         key += [store_fingerprint(store) for store in robots.stores]
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         file = Path(cache) / f"retrieval-{name}.npz" if cache is not None else None
-        if file is not None and file.exists():
-            with np.load(file) as found:
-                self.matches = Matches(found["rows"], found["total"], found["language"], found["visual"])
-                self.warped = found["warped"] if "warped" in found.files else None
+        if file is not None and (kept_before := self._kept(file)) is not None:
+            self.matches, self.warped = kept_before
             return
         self.matches = self._random() if config.choice == "random" else self._search()
         self.warped = self._warp() if config.align == "dtw" else None
@@ -93,6 +91,24 @@ class RetrievedClips:
                 kept["warped"] = self.warped
             with replacing(file) as partial, open(partial, "wb") as stream:
                 np.savez(stream, **kept)
+
+    def _kept(self, file: Path) -> tuple[Matches, np.ndarray | None] | None:
+        """Return matches and warping as a cache has them; None: it has none that is whole and of these clips."""
+        queries = self.robots.frames if self.config.query == "window" else len(self.robots)
+        shape = (queries, self.config.clips)
+        try:
+            with np.load(file, allow_pickle=False) as found:
+                matches = Matches(*(found[name] for name in ("rows", "total", "language", "visual")))
+                warped = found["warped"] if "warped" in found.files else None
+        except UNREADABLE_ARRAYS:
+            return None
+        kinds = ("int64", "float32", "float32", "float32")
+        for values, kind in zip(vars(matches).values(), kinds, strict=True):
+            if values.shape != shape or values.dtype.name != kind:
+                return None
+        if not ((matches.rows >= -1) & (matches.rows < len(self.index))).all():
+            return None
+        return (matches, warped) if (warped is not None) == (self.config.align == "dtw") else None
 
     def of(self, anchors: np.ndarray) -> np.ndarray:
         """Return the rows (B, J) of the index that accompany the windows ending at `anchors`; -1: none."""

@@ -9,7 +9,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from arvrm.windows import Names
+from arvrm.windows.headers import Names, check_codes
 
 
 class Categorical(Sequence[str]):
@@ -74,15 +74,25 @@ class Clips:
     def load(cls, file: Path) -> Clips:
         with np.load(file, allow_pickle=False) as found:
             instructions, tasks, groups = (
-                (Names(found[f"{name}_text"], found[f"{name}_end"]), found[name])
+                (Names.of_file(found[f"{name}_text"], found[f"{name}_end"]), found[name])
                 for name in ("instructions", "tasks", "groups")
             )
-            ids = Names(found["ids_text"], found["ids_end"])
-            clips = cls(ids, instructions, tasks, groups, found["store"], found["lengths"].astype(np.int64))
-        for values in (instructions[1], tasks[1], groups[1], clips.store, clips.lengths):
-            if len(values) != len(ids):
-                raise ValueError(f"{file.name} has columns of different lengths")
-        return clips
+            ids = Names.of_file(found["ids_text"], found["ids_end"])
+            return cls(ids, instructions, tasks, groups, found["store"], found["lengths"])
+
+    def check(self, stores: int, frames: int) -> None:
+        """Raise ValueError unless the clips are of so many stores and have so many frames in all."""
+        for values in (self.instructions[1], self.tasks[1], self.groups[1], self.store, self.lengths):
+            if values.shape != (len(self.ids),):
+                raise ValueError("the columns of clips have different lengths")
+        for name in ("instructions", "tasks", "groups"):
+            names, codes = getattr(self, name)
+            check_codes(codes, len(names), name)
+        check_codes(self.store, stores, "store")
+        if self.lengths.dtype.kind not in "iu" or not (self.lengths > 0).all():
+            raise ValueError("lengths are not whole numbers above 0")
+        if sum(self.lengths.tolist()) != frames:
+            raise ValueError(f"clips have {sum(self.lengths.tolist())} frames, frames.npy {frames}")
 
     @classmethod
     def of_json(cls, entries: Sequence[dict[str, Any]]) -> Clips:

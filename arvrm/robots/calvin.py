@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from arvrm.config import from_dict
+from arvrm.config import bounded, check_bounds, from_dict
 from arvrm.geometry import angle_difference, wrap_angle
 from arvrm.interface import CONTROL_HZ, LANDMARK_UNIT_M, ActionLayout, ArraySpec, Camera, UserError
 
@@ -42,10 +42,12 @@ class Statistics:
     """
 
     position_centre: tuple[float, float, float] = (0.04, -0.1, 0.5)
-    position_scale: tuple[float, float, float] = (0.3, 0.2, 0.15)
+    position_scale: tuple[float, float, float] = bounded((0.3, 0.2, 0.15), above=0)
     euler_reference: tuple[float, float, float] = (math.pi, 0.0, math.pi / 2)
-    euler_scale: tuple[float, float, float] = (0.5, 0.5, math.pi / 2)
-    gripper_open_m: float = 0.08
+    euler_scale: tuple[float, float, float] = bounded((0.5, 0.5, math.pi / 2), above=0)
+    gripper_open_m: float = bounded(0.08, above=0)
+
+    __post_init__ = check_bounds
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from arvrm.config import bounded, check_bounds
 from arvrm.episodes import EpisodeStore
 from arvrm.files import replacing_folder, write_json
 from arvrm.interface import KEYPOINTS, Robot, UserError
@@ -44,10 +45,12 @@ class ExhibitConfig:
     output: str
     index: str | None = None
     store: str | None = None
-    queries: int = 4
-    clips: int = 4
-    seed: int = 0
+    queries: int = bounded(4, least=1, most=10**4)
+    clips: int = bounded(4, least=1, most=10**4)
+    seed: int = bounded(0, least=0)
     overwrite: bool = False
+
+    __post_init__ = check_bounds
 
 
 def make_exhibits(config: ExhibitConfig) -> Path:

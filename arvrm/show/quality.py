@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from arvrm.config import from_dict, to_dict
 from arvrm.episodes import EpisodeHeader, EpisodeStore
-from arvrm.files import HTML, claimed, process_folder, replacing
+from arvrm.files import HTML, claimed, process_folder, read_json, replacing
 from arvrm.films import FilmWriter
 from arvrm.hands.quality import ClipQuality, QualityLimits, clip_quality, rank
 from arvrm.hands.tracking import HandTracks
@@ -108,16 +108,23 @@ def _page(store: EpisodeStore, films: int, limits: QualityLimits) -> str:
     )
 
 
+@dataclass(frozen=True)
+class _Report:
+    """What is read of STORE.report.json, see `sources.human.HumanReport`."""
+
+    further_keys: ClassVar[bool] = True
+    poor: dict[str, str] = field(default_factory=dict)
+    quality: dict[str, dict[str, Any]] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+
+
 def _report_of(store: EpisodeStore) -> dict[str, Any]:
     file = store.path.with_name(store.path.name + ".report.json")
     empty: dict[str, Any] = {"poor": {}, "quality": {}, "errors": {}, "reasons": {}}
     if not file.is_file():
         return empty
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return {name: dict(found.get(name, {})) for name in empty}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: no report of a conversion ({error}); convert again, or remove it") from error
+    return to_dict(from_dict(_Report, read_json(file, "convert again, or remove it", largest=1 << 30), str(file)))
 
 
 def _quality(values: dict[str, Any]) -> ClipQuality | None:

@@ -9,9 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from arvrm.files import HTML, claimed, inside, read_json, replacing
+from arvrm.files import HTML, claimed, inside, replacing
 from arvrm.interface import UserError
 from arvrm.results import load_results, scene_changes
+from arvrm.runfiles import read_metrics, read_run
+from arvrm.show.exhibit_files import read_exhibits
 from arvrm.show.figures import SERIES, chain_figure, curve_figure, map_figure, task_figure
 
 CURVES = (
@@ -146,7 +148,8 @@ def detail_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("simulators' time", ", ".join(f"{kind} {100 * part:.0f} %" for kind, part in share)))
     if values.get("planning"):
         of = values["planning"]
-        rows.append(("planning", f"{of['plans']} plans, {of['mean_batch']} at once, {of['ms_per_plan']} ms each"))
+        plans, batch, cost = (of.get(name) for name in ("plans", "mean_batch", "ms_per_plan"))
+        rows.append(("planning", f"{plans} plans, {batch} at once, {cost} ms each"))
     if values.get("stage_seconds"):
         rows.append(("stages", ", ".join(f"{stage} {clock(s)}" for stage, s in values["stage_seconds"].items())))
     return rows
@@ -212,31 +215,19 @@ def run_entry(folder: Path) -> dict[str, Any]:
     """Curves and configuration of a training run.
 
     Raises:
-        UserError: the folder holds no metrics.
+        UserError: the folder holds no metrics, or they are damaged.
     """
-    try:
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-    except OSError as error:
-        raise UserError(f"{folder}/metrics.jsonl: {error.strerror}; give the folder of a training run") from error
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # the last line of a run that is being written
-    try:
-        run = json.loads((folder / "run.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        run = {}
+    records = [{"step": line.step, "split": line.split, **line.values} for line in read_metrics(folder)]
+    run = read_run(folder) if (folder / "run.json").exists() else None
     stage = {"pretrain": "Stage 1: keypoints of human clips", "finetune": "Stage 2: the robot's policy"}
     figures = [_safe(figure) for key in CURVES if (figure := curve_figure(records, key))]
     last = max((record["step"] for record in records), default=0)
     seconds = max((record.get("seconds", 0.0) for record in records), default=0.0)
     return {
-        "name": stage.get(run.get("stage"), folder.name),
+        "name": stage[run.stage] if run else folder.name,
         "note": f"{last} updates in {clock(seconds)}",
         "figures": figures,
-        "config": json.dumps(run.get("config", {}), indent=1),
+        "config": json.dumps(run.config if run else {}, indent=1),
     }
 
 
@@ -246,24 +237,21 @@ def exhibit_entries(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: no exhibits there.
     """
-    found = read_json(folder / "exhibits.json", "give a folder written by `arvrm exhibit`")
-    queries = []
-    for query in found.get("retrieval", []):
-        queries.append(
-            {
-                **query,
-                "picture": picture_uri(folder, query["picture"]),
-                "clips": [{**clip, "picture": picture_uri(folder, clip["picture"])} for clip in query["clips"]],
-            }
-        )
+    found = read_exhibits(folder)
+    queries = [
+        {
+            **vars(query),
+            "picture": picture_uri(folder, query.picture),
+            "clips": [{**vars(clip), "picture": picture_uri(folder, clip.picture)} for clip in query.clips],
+        }
+        for query in found.retrieval
+    ]
     maps = []
-    if "map" in found:
-        described = found["map"]
-        by_sentence = described.get("by_sentence") or {"": described["weights"]}
-        for sentence, weights in by_sentence.items():
+    if found.map is not None:
+        for sentence, weights in (found.map.by_sentence or {"": found.map.weights}).items():
             figures = [
-                _safe(map_figure(component, row, found["keypoints"]))
-                for component, row in zip(found["components"], weights, strict=True)
+                _safe(map_figure(component, row, found.keypoints))
+                for component, row in zip(found.components, weights, strict=True)
             ]
             maps.append({"sentence": sentence, "figures": figures})
-    return {"queries": queries, "maps": maps, "map": found.get("map")}
+    return {"queries": queries, "maps": maps, "map": found.map}

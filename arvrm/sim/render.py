@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from arvrm.config import bounded, check_bounds
 from arvrm.geometry import look_at
 from arvrm.interface import UserError
 from arvrm.sim.scene import Camera, Lighting
@@ -27,9 +28,11 @@ _PROBE_CODE = "from arvrm.sim.render import _probe; _probe()"
 class CameraShift:
     """A robustness switch: the static camera is moved `metres` in a random direction and turned by `degrees`."""
 
-    metres: float = 0.0
-    degrees: float = 0.0
-    seed: int = 0
+    metres: float = bounded(0.0, least=-100, most=100)
+    degrees: float = bounded(0.0, least=-360, most=360)
+    seed: int = bounded(0, least=0)
+
+    __post_init__ = check_bounds
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from arvrm.config import bounded, check_bounds
 from arvrm.files import process_folder
 from arvrm.geometry import euler_to_matrix
 from arvrm.interface import SCENES, UserError
@@ -65,12 +66,14 @@ class Lighting:
     None leaves PyBullet's default, which is CALVIN's.
     """
 
-    direction: Vector | None = None
-    colour: Vector | None = None
-    distance: float | None = None
-    ambient: float | None = None
-    diffuse: float | None = None
-    specular: float | None = None
+    direction: Vector | None = bounded(None, least=-10**6, most=10**6)
+    colour: Vector | None = bounded(None, least=0, most=100)
+    distance: float | None = bounded(None, above=0, most=10**6)
+    ambient: float | None = bounded(None, least=0, most=100)
+    diffuse: float | None = bounded(None, least=0, most=100)
+    specular: float | None = bounded(None, least=0, most=100)
+
+    __post_init__ = check_bounds
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from arvrm.config import bounded, check_bounds
 from arvrm.episodes import (
     EncodedEpisode,
     EncodedImages,
@@ -72,20 +73,17 @@ class ConvertCalvinConfig:
     output: str
     prefix: str = ""
     play: bool = False
-    play_steps: int = 256
+    play_steps: int = bounded(256, least=1, most=10**6)
     depth: bool = False
     tactile: bool = False
-    image_stride: int = 1
-    jpeg_quality: int = JPEG_QUALITY
-    workers: int = 0
+    image_stride: int = bounded(1, least=1, most=10**6)
+    jpeg_quality: int = bounded(JPEG_QUALITY, least=1, most=100)
+    workers: int = bounded(0, least=0, most=1024)
     resume: bool = False
     overwrite: bool = False
     verify: bool = False
 
-    def __post_init__(self) -> None:
-        for name, least in (("play_steps", 1), ("image_stride", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+    __post_init__ = check_bounds
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from arvrm import plugins
+from arvrm.config import bounded, check_bounds
 from arvrm.episodes import JPEG_QUALITY, EncodedEpisode, EpisodeStore, EpisodeWriter
 from arvrm.files import locked, replacing, reporting, write_json
 from arvrm.hands.detect import find_model
@@ -72,38 +73,32 @@ class ConvertHumanConfig:
     input: str
     output: str
     annotations: str | None = None
-    clip_seconds: float = 3.0
-    fps: float = 30.0
-    image_fps: float = 10.0
-    sequence_fps: float | None = None
-    max_seconds: float = 60.0
-    image_size: int = 224
+    clip_seconds: float = bounded(3.0, above=0, most=10**5)
+    fps: float = bounded(30.0, above=0, most=1000)
+    image_fps: float = bounded(10.0, above=0, most=1000)
+    sequence_fps: float | None = bounded(None, above=0, most=1000)
+    max_seconds: float = bounded(60.0, above=0, most=10**5)
+    image_size: int = bounded(224, least=16, most=4096)
     fit: Literal["crop", "letterbox"] = "crop"
     hands: Literal["acting", "both"] = "acting"
     detector: str = MEDIAPIPE
     model: str | None = None
-    min_detection_rate: float = QualityLimits.min_detection_rate
-    max_jitter: float = QualityLimits.max_jitter
-    max_truncation: float = QualityLimits.max_truncation
-    min_motion_energy: float = QualityLimits.min_motion_energy
-    max_extra_hands: float = QualityLimits.max_extra_hands
-    min_frames: int = QualityLimits.min_frames
+    min_detection_rate: float = bounded(QualityLimits.min_detection_rate, least=0, most=1)
+    max_jitter: float = bounded(QualityLimits.max_jitter, least=0)
+    max_truncation: float = bounded(QualityLimits.max_truncation, least=0, most=1)
+    min_motion_energy: float = bounded(QualityLimits.min_motion_energy, least=0)
+    max_extra_hands: float = bounded(QualityLimits.max_extra_hands, least=0)
+    min_frames: int = bounded(QualityLimits.min_frames, least=1)
     prefix: str = ""
     follow_links: bool = False
     shard: str | None = None
-    jpeg_quality: int = JPEG_QUALITY
-    workers: int = 0
+    jpeg_quality: int = bounded(JPEG_QUALITY, least=1, most=100)
+    workers: int = bounded(0, least=0, most=1024)
     resume: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("clip_seconds", "fps", "image_fps", "sequence_fps", "max_seconds"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} is {value}; it must be more than 0")
-        for name, least in (("image_size", 16), ("workers", 0), ("min_frames", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        check_bounds(self)
         if self.shard is not None:
             found = re.fullmatch(r"(\d+)/(\d+)", self.shard)
             if not found or not 1 <= int(found[1]) <= int(found[2]):

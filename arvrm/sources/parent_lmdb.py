@@ -17,6 +17,7 @@ import lmdb
 import numpy as np
 import simplejpeg
 
+from arvrm.config import bounded, check_bounds
 from arvrm.episodes import Episode, EpisodeStore, EpisodeWriter
 from arvrm.instructions import calvin_instructions
 from arvrm.interface import CONTROL_HZ, UserError
@@ -51,17 +52,18 @@ class ConvertParentConfig:
     input: str
     output: str
     calvin_root: str | None = None
-    first: int = 0
-    last: int | None = None
+    first: int = bounded(0, least=0)
+    last: int | None = bounded(None, least=0)
     scene: str = ""
     prefix: str = ""
-    jpeg_quality: int = JPEG_QUALITY
-    workers: int = 0
+    jpeg_quality: int = bounded(JPEG_QUALITY, least=1, most=100)
+    workers: int = bounded(0, least=0, most=1024)
     resume: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.first < 0 or (self.last is not None and self.last < self.first):
+        check_bounds(self)
+        if self.last is not None and self.last < self.first:
             raise ValueError(f"episodes {self.first} to {self.last}: give first <= last, from 0")
 
 

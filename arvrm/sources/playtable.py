@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from arvrm import instructions
-from arvrm.config import to_dict
+from arvrm.config import bounded, check_bounds, to_dict
 from arvrm.episodes import JPEG_QUALITY, EpisodeStore, EpisodeWriter
 from arvrm.interface import SCENES, TASKS, UserError
 from arvrm.sources.recording import ATTEMPTS, SOURCE, Recorder, Stopped, Unit, UnitResult, episode_id, stream
@@ -75,34 +75,27 @@ class GenerateConfig:
     embodiment: Literal["robot", "human"] = "robot"
     scenes: tuple[str, ...] = ("A", "B", "C")
     tasks: tuple[str, ...] = ()
-    episodes: int = 100
-    seed: int = 0
-    workers: int = 0
-    static_size: int = 96
-    gripper_size: int = 64
-    image_stride: int = 3
-    noise: float = 0.5
-    chain_length: int = 5
-    variations: int = 0
+    episodes: int = bounded(100, least=1, most=10**7)
+    seed: int = bounded(0, least=0)
+    workers: int = bounded(0, least=0, most=1024)
+    static_size: int = bounded(96, least=16, most=4096)
+    gripper_size: int = bounded(64, least=16, most=4096)
+    image_stride: int = bounded(3, least=1, most=10**6)
+    noise: float = bounded(0.5, least=0, most=3)
+    chain_length: int = bounded(5, least=1, most=10**4)
+    variations: int = bounded(0, least=0, most=10**6)
     assets: Literal["builtin", "calvin"] = "builtin"
     calvin_root: str | None = None
     instructions: Literal["auto", "own", "calvin", "both"] = "auto"
-    after_success_steps: int = 10
-    max_steps: int = 200
+    after_success_steps: int = bounded(10, least=0, most=10**6)
+    max_steps: int = bounded(200, least=1, most=10**7)
     prefix: str = ""
     resume: bool = False
     overwrite: bool = False
-    jpeg_quality: int = JPEG_QUALITY
+    jpeg_quality: int = bounded(JPEG_QUALITY, least=1, most=100)
 
     def __post_init__(self) -> None:
-        for name, low in (
-            ("episodes", 1), ("seed", 0), ("workers", 0), ("static_size", 16), ("gripper_size", 16),
-            ("image_stride", 1), ("chain_length", 1), ("variations", 0), ("after_success_steps", 0), ("max_steps", 1),
-        ):  # fmt: skip
-            if getattr(self, name) < low:
-                raise UserError(f"generate.{name}: {getattr(self, name)!r} is too small; give {low} or more")
-        if not 0 <= self.noise <= 3:
-            raise UserError(f"generate.noise: {self.noise!r}; choose from 0 (clean) to 3")
+        check_bounds(self)
         if not self.scenes:
             raise UserError("generate.scenes: none given; name some of A, B, C, D")
         for scene in self.scenes:
@@ -115,8 +108,6 @@ class GenerateConfig:
                 raise UserError(f"generate.{name}: one is named twice; name each once")
         if self.assets == "calvin" and self.variations:
             raise UserError("generate.variations: official scenes have none; use assets=builtin or variations=0")
-        if not 1 <= self.jpeg_quality <= 100:
-            raise UserError(f"generate.jpeg_quality: {self.jpeg_quality!r}; choose 1 to 100")
 
     @property
     def all_tasks(self) -> tuple[str, ...]:

@@ -8,13 +8,14 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
+from arvrm.config import bounded, check_bounds, from_dict
 from arvrm.episodes import EpisodeHeader, EpisodeStore, EpisodeWriter
 from arvrm.episodes.database import check_is_store, close_database
-from arvrm.files import claimed, json_kind, replacing_folder, write_json
+from arvrm.files import claimed, json_kind, read_json, replacing_folder, write_json
 from arvrm.interface import UserError
 
 FORMAT = "arvrm-few-shot"
@@ -35,17 +36,16 @@ class FewShotRecipe:
 
     fraction: float
     per: Per = "task"
-    seed: int = 0
+    seed: int = bounded(0, least=0)
     tasks: tuple[str, ...] = ()
     scenes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if not 0 < self.fraction <= 1:
             raise UserError(f"few-shot fraction {self.fraction!r}: give a number over 0 and at most 1, such as 0.1")
         if self.per not in get_args(Per):
             raise UserError(f"few-shot per {self.per!r}: choose {', '.join(get_args(Per))}")
-        if self.seed < 0:
-            raise UserError(f"few-shot seed {self.seed}: give a whole number from 0")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,12 @@ class FewShotManifest:
     chosen_from: int
     store_sha256: str
     content_sha256: str
+
+    def __post_init__(self) -> None:
+        if not self.episodes or len(set(self.episodes)) != len(self.episodes):
+            raise ValueError("episodes are not distinct ids")
+        if self.chosen_from < len(self.episodes):
+            raise ValueError(f"chosen_from is {self.chosen_from}, of which {len(self.episodes)} are chosen")
 
 
 def make_manifest(store: EpisodeStore, recipe: FewShotRecipe) -> FewShotManifest:
@@ -117,22 +123,15 @@ def load_manifest(path: str | Path, store: EpisodeStore | None = None, strict: b
     Raises:
         UserError: the file is no manifest, or the store is another one: which difference is said.
     """
-    try:
-        found: dict[str, Any] = json.loads(Path(path).read_text())
-        if found.pop("format", None) != FORMAT:
-            raise ValueError("no few-shot manifest")
-        if (version := found.pop("version", None)) != VERSION:
-            raise ValueError(f"version {version}, this program reads {VERSION}")
-        recipe = found.pop("recipe")
-        recipe = FewShotRecipe(**{**recipe, "tasks": tuple(recipe["tasks"]), "scenes": tuple(recipe["scenes"])})
-        ids = tuple(found.pop("episodes"))
-        if not ids or not all(isinstance(id, str) for id in ids) or len(set(ids)) != len(ids):
-            raise ValueError("episodes are not distinct ids")
-        manifest = FewShotManifest(recipe, ids, **found)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; make it with `arvrm few-shot`") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); make it with `arvrm few-shot`") from error
+    remedy = "make it with `arvrm few-shot`"
+    found = read_json(path, remedy, largest=1 << 28)  # it lists episodes
+    form, version = found.pop("format", None), found.pop("version", None)
+    if form != FORMAT:
+        raise UserError(f"{path}: cannot be read (no few-shot manifest); {remedy}")
+    if version != VERSION:
+        raise UserError(f"{path}: cannot be read (version {version!r}, this program reads {VERSION}); {remedy}")
+    manifest = from_dict(FewShotManifest, found, str(path))
+    ids = manifest.episodes
     if store is None:
         return manifest
     missing = [id for id in manifest.episodes if id not in store]

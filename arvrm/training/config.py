@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from arvrm.config import bounded, check_bounds
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -34,34 +36,30 @@ class TrainConfig:
         tensorboard: write TensorBoard files.
     """
 
-    steps: int = 1000
-    batch: int = 128
-    accumulate: int = 1
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 0.0
-    warmup: int = 50
-    weight_decay: float = 0.01
-    clip: float | None = 1.0
+    steps: int = bounded(1000, least=1, most=10**9)
+    batch: int = bounded(128, least=1, most=2**16)
+    accumulate: int = bounded(1, least=1, most=10**6)
+    learning_rate: float = bounded(1e-3, above=0, most=1000)
+    final_learning_rate: float = bounded(0.0, least=0, most=1)
+    warmup: int = bounded(50, least=0, most=10**9)
+    weight_decay: float = bounded(0.01, least=0, most=1000)
+    clip: float | None = bounded(1.0, above=0)
     ema: float | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     attention: Literal["auto", "sdpa", "plain"] = "auto"
     compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: int = 0
-    log_every: int = 20
-    validate_every: int = 200
-    checkpoint_every: int = 200
-    workers: int = 0
-    threads: int | None = None
-    max_minutes: float | None = None
+    seed: int = bounded(0, least=0)
+    log_every: int = bounded(20, least=0)
+    validate_every: int = bounded(200, least=0)
+    checkpoint_every: int = bounded(200, least=0)
+    workers: int = bounded(0, least=0, most=1024)
+    threads: int | None = bounded(None, least=1, most=1024)
+    max_minutes: float | None = bounded(None, above=0)
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads is {self.threads}; give at least 1, or null")
+        check_bounds(self)
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} is no multiple of accumulate {self.accumulate}; choose one that is")
         if self.ema is not None and not 0 <= self.ema < 1:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from arvrm import processes, robots
+from arvrm.config import bounded, check_bounds
 from arvrm.episodes import EpisodeStore
 from arvrm.interface import Camera, UserError
 from arvrm.model.config import ModelConfig, VisionConfig
@@ -71,27 +72,23 @@ class DataConfig:
     """
 
     stores: tuple[str, ...] = ()
-    weights: tuple[float, ...] | None = None
+    weights: tuple[float, ...] | None = bounded(None, least=0)
     balance_tasks: bool = True
     order: Literal["random", "epochs"] = "random"
     tasks: tuple[str, ...] | None = None
-    episodes_per_task: int | None = None
-    share: float = 1.0
-    validation: float = 0.1
-    validation_windows: int = 512
-    seed: int = 0
+    episodes_per_task: int | None = bounded(None, least=1)
+    share: float = bounded(1.0, above=0, most=1)
+    validation: float = bounded(0.1, least=0, most=1)
+    validation_windows: int = bounded(512, least=0, most=10**7)
+    seed: int = bounded(0, least=0)
     in_memory: bool | None = None
     frozen_features: bool = True
     feature_precision: Literal["fp16", "fp32"] = "fp16"
-    segment_windows: int = 0
+    segment_windows: int = bounded(0, least=0, most=10**6)
     robot: str | None = None
     cache: str | None = None
 
-    def __post_init__(self) -> None:
-        if not 0.0 < self.share <= 1.0:
-            raise ValueError(f"share is {self.share}; give a number above 0, at most 1")
-        if self.segment_windows < 0:
-            raise ValueError(f"segment_windows is {self.segment_windows}; give a number of windows, or 0")
+    __post_init__ = check_bounds
 
 
 def text_table(table: EpisodeTable, encoder: TextEncoder) -> TextTable | LazyText:

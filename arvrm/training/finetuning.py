@@ -17,16 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from arvrm import robots
-from arvrm.config import to_dict
-from arvrm.files import read_json
+from arvrm.config import bounded, check_bounds, to_dict
 from arvrm.interface import Robot, UserError
-from arvrm.model.checkpoint import load_weights, start_from_stage1
+from arvrm.model.checkpoint import read_described, robot_of, start_from_stage1
 from arvrm.model.config import ModelConfig
 from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.objectives import check_others
 from arvrm.model.policy_net import PolicyNet
-from arvrm.model.upgrade import upgraded_checkpoint
+from arvrm.model.weights import load_weights
 from arvrm.retrieval import RetrievalConfig
 from arvrm.training.config import TrainConfig, TrainResult
 from arvrm.training.data import DataConfig, open_table
@@ -59,18 +57,17 @@ class FinetuneConfig:
     overwrite: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     pretrained: str | None = None
-    pretrained_rate: float = 1.0
+    pretrained_rate: float = bounded(1.0, least=0, most=1)
     index: str | None = None
     window: WindowConfig = field(default_factory=WindowConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
-    replay_windows: int | None = 32
-    execute_steps: int | None = None
+    replay_windows: int | None = bounded(32, least=0, most=10**6)
+    execute_steps: int | None = bounded(None, least=1, most=10**4)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.pretrained_rate <= 1.0:
-            raise ValueError(f"pretrained_rate is {self.pretrained_rate}; give a number from 0 to 1")
+        check_bounds(self)
         if self.pretrained_rate != 1.0 and self.pretrained is None:
             raise ValueError("pretrained_rate is for weights of a checkpoint; give pretrained, or set it to 1")
 
@@ -146,13 +143,9 @@ class Pretrained:
         Raises:
             UserError: it is no checkpoint.
         """
-        place = f"{folder}/config.json"
-        described = upgraded_checkpoint(read_json(place, "give a whole checkpoint folder"), place)
-        name = described.get("robot")
-        if name is None:
-            return cls(folder, described["kind"], None)
-        numbers = read_json(f"{folder}/statistics.json", "give a whole checkpoint folder")
-        return cls(folder, described["kind"], robots.described(name, numbers, f"{folder}/statistics.json"))
+        described = read_described(folder)
+        robot = None if described.robot is None else robot_of(folder, described)
+        return cls(folder, described.kind, robot)
 
     def load_into(self, model: PolicyNet) -> str:
         """Load its weights; return with what their names begin in `model`."""

@@ -10,7 +10,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from arvrm.config import from_dict
+from arvrm.config import bounded, check_bounds, from_dict
 from arvrm.episodes import EpisodeStore
 from arvrm.files import claimed, json_kind, write_json
 from arvrm.interface import CONTROL_HZ, UserError
@@ -43,14 +43,12 @@ class EvaluateHandsConfig:
     checkpoint: str
     output: str
     stores: tuple[str, ...] = ()
-    windows: int = 1024
-    seed: int = 0
+    windows: int = bounded(1024, least=1, most=10**7)
+    seed: int = bounded(0, least=0)
     device: str = "cpu"
     overwrite: bool = False
 
-    def __post_init__(self) -> None:
-        if self.windows < 1:
-            raise ValueError(f"windows is {self.windows}; it must be at least 1")
+    __post_init__ = check_bounds
 
 
 class _Numbers(TypedDict):

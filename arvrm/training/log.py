@@ -15,6 +15,7 @@ from torch import Tensor
 
 from arvrm import processes
 from arvrm.files import disk_error, replacing
+from arvrm.runfiles import read_metrics
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -51,12 +52,10 @@ class Log:
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def _lines_until(self, step: int) -> list[str]:
-        kept = []
-        for line in self.file.read_text().splitlines() if self.file.exists() else ():
-            with contextlib.suppress(json.JSONDecodeError):  # the last line of a killed run may be cut
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        return kept
+        if not self.file.exists():
+            return []
+        return [found.line + "\n" for found in read_metrics(self.file.parent) if found.step <= step]
+
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """Log the numbers of a split ("train" or "validation") after `step` updates."""

@@ -15,10 +15,11 @@ from torch import nn
 
 from arvrm import processes
 from arvrm.config import from_dict, to_dict
-from arvrm.files import clear_folder, discard_folder, locked, read_json, reporting, write_json
+from arvrm.files import clear_folder, discard_folder, locked, reporting, write_json
 from arvrm.interface import Robot, UserError
 from arvrm.model.checkpoint import write_checkpoint
 from arvrm.model.metadata import CheckpointMetadata, TrainedOn
+from arvrm.runfiles import read_run
 from arvrm.training.config import TrainConfig
 from arvrm.training.data import DataConfig
 from arvrm.training.distribution import check_division, shards
@@ -26,7 +27,6 @@ from arvrm.training.upgrade import upgraded
 from arvrm.windows import EpisodeTable, WindowConfig, store_fingerprint
 
 Stage = Literal["pretrain", "finetune"]
-_DAMAGED = "restart with --overwrite"
 _OURS = ("state", "metrics.jsonl", "tensorboard", "model.safetensors", "config.json", "statistics.json", "run.json")
 """In the order in which they are deleted: killed meanwhile, nothing goes on with half of a run, and it is still one."""
 
@@ -128,16 +128,13 @@ def reserved(config: RunConfig, stage: Stage) -> Iterator[None]:
 def _check_configuration(config: RunConfig, stage: Stage) -> None:
     """Raise UserError unless the run was begun with the same configuration, but for what may change."""
     file = Path(config.output) / "run.json"
-    before = read_json(file, _DAMAGED)
-    try:
-        settings = upgraded(before["config"], before["stage"], str(file))
-        difference = None
-        if before["stage"] == stage:
-            difference = _difference(to_dict(from_dict(type(config), settings, str(file))), to_dict(config))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: is damaged ({error}); {_DAMAGED}") from error
-    if before["stage"] != stage or difference:
-        what = difference or f"stage {before['stage']}, not {stage}"
+    before = read_run(config.output)
+    difference = None
+    if before.stage == stage:
+        settings = upgraded(before.config, before.stage, f"{file}: config")
+        difference = _difference(to_dict(from_dict(type(config), settings, f"{file}: config")), to_dict(config))
+    if before.stage != stage or difference:
+        what = difference or f"stage {before.stage}, not {stage}"
         raise UserError(
             f"{config.output}: was started with another configuration ({what}); use the same, or --overwrite"
         )

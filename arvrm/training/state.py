@@ -7,7 +7,9 @@ number of processes.
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,12 @@ from arvrm.files import read_json, replacing, write_json
 from arvrm.interface import UserError
 from arvrm.training.distribution import local, placed, shards, whole
 from arvrm.training.optimizer import Average
+
+_UNREADABLE = (
+    OSError, EOFError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, OverflowError, MemoryError,
+    NotImplementedError, AssertionError, pickle.UnpicklingError, struct.error,
+)  # fmt: skip
+"""What torch raises of a damaged file, or of a whole one with other values than ours."""
 
 
 def save_state(
@@ -69,7 +77,10 @@ def load_state(
     if not (state / "latest.json").exists():
         return 0, 0.0
     try:
-        file = state / read_json(state / "latest.json")["folder"] / "trainer.pt"
+        name = read_json(state / "latest.json").get("folder")
+        if not re.fullmatch(r"step-\d{1,12}", str(name)):
+            raise ValueError("latest.json names no folder of a step")
+        file = state / str(name) / "trainer.pt"
         where = "cpu" if shards() or device.type == "cpu" else device
         values = torch.load(file, map_location=where, weights_only=True)
         _take_weights(values, model, optimizer)
@@ -77,9 +88,12 @@ def load_state(
             raise ValueError("train.ema was switched")
         if average:
             _take_average(values["average"], average)
-        return values["step"], values["seconds"]
-    except (OSError, EOFError, LookupError, ValueError, RuntimeError, UserError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+        step, seconds = values["step"], values["seconds"]
+        if type(step) is not int or step < 0 or not (isinstance(seconds, (int, float)) and 0 <= seconds < 1e12):
+            raise ValueError("it states no number of updates or seconds")
+        return step, float(seconds)
+    except (*_UNREADABLE, UserError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{state}: cannot be resumed ({reason}); restart with --overwrite") from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from arvrm.model.upgrade import upgraded_model, without
+from arvrm.model.upgrade import section_of, upgraded_model, without
 from arvrm.windows import upgraded_window
 
 
@@ -15,6 +15,9 @@ def upgraded(values: dict[str, Any], stage: Literal["pretrain", "finetune"], pla
         UserError: a setting that no longer exists has another value than the one that is left.
     """
     found = dict(values)
+    for name in ("train", "retrieval", "model", "window"):
+        if name in values:
+            section_of(values[name], f"{place}.{name}")
     if "train" in values:
         found["train"] = without(values["train"], {"beta2": 0.99}, f"{place}: train")
     if "retrieval" in values:
@@ -24,6 +27,6 @@ def upgraded(values: dict[str, Any], stage: Literal["pretrain", "finetune"], pla
         found["model"] = upgraded_model(values["model"], f"{place}: model")
     if "window" in values:
         # Stage 1 has a chunk in both places too, and reads neither.
-        chunk = values["model"]["chunk"] if stage == "finetune" and "model" in values else None
+        chunk = values["model"].get("chunk") if stage == "finetune" and "model" in values else None
         found["window"] = upgraded_window(values["window"], chunk, place)
     return found

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from arvrm.config import bounded, check_bounds
 from arvrm.interface import UserError
 
 
@@ -24,15 +25,12 @@ class WindowConfig:
             let go too early of what is nearly done.
     """
 
-    history: int = 2
-    stride: int = 3
-    image_horizon: int = 1
+    history: int = bounded(2, least=1, most=4096)
+    stride: int = bounded(3, least=1, most=10**6)
+    image_horizon: int = bounded(1, least=1, most=10**6)
     past_success: Literal["recorded", "hold"] = "recorded"
 
-    def __post_init__(self) -> None:
-        for name in ("history", "stride", "image_horizon"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is too small; give at least 1")
+    __post_init__ = check_bounds
 
 
 def upgraded_window(values: Mapping[str, Any], chunk: int | None, place: str) -> dict[str, Any]:

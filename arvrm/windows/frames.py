@@ -15,7 +15,7 @@ from arvrm.episodes import EpisodeStore
 from arvrm.files import allocate, clear_folder, replacing
 from arvrm.interface import UserError
 from arvrm.resize import resize
-from arvrm.windows.headers import store_fingerprint
+from arvrm.windows.headers import UNREADABLE_ARRAYS, store_fingerprint
 from arvrm.windows.table import EpisodeTable
 
 _AT_ONCE = 256
@@ -175,11 +175,21 @@ class _Decoding:
             time.sleep(1.0)
         if not file.exists():
             return None
-        part = np.load(file, mmap_mode="r")
-        if len(part) != total:
+        try:
+            part = np.load(file, mmap_mode="r")
+        except UNREADABLE_ARRAYS:
+            return None
+        kinds = ("float16", "float32") if self.compute else ("uint8",)
+        if part.ndim < 2 or len(part) != total or part.dtype.name not in kinds or 0 in part.shape:
+            return None
+        if not self.compute and (part.ndim != 4 or part.shape[3] != 3 or not self._sized(number, part.shape[1:3])):
             return None
         self._done(total)
         return part
+
+    def _sized(self, number: int, size: tuple[int, ...]) -> bool:
+        wanted = {(self.size, self.size)} if self.size else self.table.image_sizes(self.camera, self._episodes(number))
+        return wanted == {size}
 
     def decoded(self, number: int, file: Path | None) -> np.ndarray:
         """Decode a store's frames (F_s, ...), into `file` if there is one."""

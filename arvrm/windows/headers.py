@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import struct
+import tokenize
 import weakref
 import zipfile
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +21,12 @@ import numpy as np
 from arvrm.episodes import HAND_CAMERAS, EpisodeStore
 from arvrm.files import replacing
 from arvrm.interface import Camera, Robot
+
+UNREADABLE_ARRAYS = (
+    OSError, ValueError, LookupError, TypeError, EOFError, AttributeError, OverflowError, MemoryError, SyntaxError,
+    NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+)  # fmt: skip
+"""What reading a damaged .npy or .npz raises: NumPy and zipfile trust what the file says of itself."""
 
 
 class Names(Sequence[str]):
@@ -37,6 +46,18 @@ class Names(Sequence[str]):
             text += string.encode()
             end.append(len(text))
         return cls(np.frombuffer(bytes(text), np.uint8), np.array(end, dtype=np.int64))
+
+    @classmethod
+    def of_file(cls, text: np.ndarray, end: np.ndarray) -> Names:
+        """Return the names in two arrays of a file; raises ValueError where they are none."""
+        if text.dtype != np.uint8 or text.ndim != 1 or end.dtype.kind not in "iu" or end.ndim != 1:
+            raise ValueError("names are not one array of bytes and one of their ends")
+        ends = end.astype(np.int64)
+        if (np.diff(ends, prepend=0) < 0).any() or (ends[-1] if len(ends) else 0) != len(text):
+            raise ValueError("names do not end where they should")
+        names = cls(text, ends)
+        text.tobytes().decode()  # all of it: a UnicodeDecodeError is a ValueError
+        return names
 
     @classmethod
     def joined(cls, parts: Sequence[Names]) -> Names:
@@ -72,6 +93,13 @@ class Names(Sequence[str]):
         return isinstance(other, Sequence) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def check_codes(codes: np.ndarray, count: int, name: str) -> None:
+    """Raise ValueError unless all of `codes`, called `name`, number one of `count` things."""
+    whole = codes.dtype.kind in "iu" and codes.ndim == 1
+    if not whole or (len(codes) and not (0 <= codes.min() and codes.max() < count)):
+        raise ValueError(f"{name} has numbers that none of {count} has")
 
 
 class Coder:
@@ -140,7 +168,8 @@ class StoreHeaders:
         if cache is not None and len(store) >= _KEPT_FROM:
             digest = hashlib.sha256(f"{_HEADER_FORMAT}\t{store.revision}".encode()).hexdigest()[:16]
             file = Path(cache) / f"headers-{digest}.npz"
-            with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+            # What is damaged is made anew; a damaged archive raises nearly anything.
+            with contextlib.suppress(*UNREADABLE_ARRAYS):
                 headers = cls._load(file)
                 _FINGERPRINTS[store] = (store.revision, headers.fingerprint)
                 return headers
@@ -196,11 +225,35 @@ class StoreHeaders:
     def _load(cls, file: Path) -> StoreHeaders:
         with np.load(file, allow_pickle=False) as found:
             names = {
-                name: Names(found[f"{name}_text"], found[f"{name}_end"])
+                name: Names.of_file(found[f"{name}_text"], found[f"{name}_end"])
                 for name in ("ids", "tasks", "sentences", "groups")
             }
             columns = {name: found[name] for name in COLUMNS}
-            return cls(str(found["fingerprint"]), names, columns, found["image_steps"])
+            loaded = cls(str(found["fingerprint"]), names, columns, found["image_steps"])
+        loaded._check()
+        return loaded
+
+    def _check(self) -> None:
+        """Raise ValueError where a cache holds what no store does."""
+        for name, kind in COLUMNS.items():
+            column = self.columns[name]
+            if column.dtype != np.dtype(kind) or column.shape != (len(self.names["ids"]),):
+                raise ValueError(f"{name} is {column.dtype} {column.shape}")
+        known = {"task": len(self.names["tasks"]), "sentence": len(self.names["sentences"]),
+                 "group": len(self.names["groups"]), "embodiment": len(EMBODIMENTS)}  # fmt: skip
+        for name, count in known.items():
+            check_codes(self.columns[name], count, name)
+        for name in ("steps", "frames", "height", "width", "fps"):
+            if not (self.columns[name] >= (0 if name in ("height", "width") else 1e-9)).all():
+                raise ValueError(f"{name} has numbers that are too small, or none")
+        if not np.isfinite(self.columns["fps"]).all():
+            raise ValueError("fps has numbers that are not finite")
+        total = sum(self.columns["frames"].tolist())
+        if self.image_steps.dtype != np.int32 or self.image_steps.shape != (total,):
+            raise ValueError(f"image_steps is {self.image_steps.dtype} {self.image_steps.shape} for {total} frames")
+        longest = self.columns["steps"].max(initial=0)
+        if total and not (0 <= self.image_steps.min() and self.image_steps.max() < longest):
+            raise ValueError("image_steps has steps that no episode has")
 
 
 _FINGERPRINTS: weakref.WeakKeyDictionary[EpisodeStore, tuple[str, str]] = weakref.WeakKeyDictionary()

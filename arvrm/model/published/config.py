@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from arvrm.config import bounded, check_bounds
+
 
 @dataclass(frozen=True)
 class SecondVisionConfig:
@@ -22,12 +24,13 @@ class SecondVisionConfig:
     encoder: Literal["mae", "dinov2"] = "dinov2"
     path: str | None = None
     backbone: dict[str, Any] | None = None
-    input_size: int | None = 224
+    input_size: int | None = bounded(224, least=1, most=4096)
     modulated: bool = True
     patches: bool = True
     latents_have_time: bool = True
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if not self.patches and not self.latents_have_time:
             raise ValueError("latents_have_time is about its patches; set it to true without them")
 
@@ -66,8 +69,10 @@ class PublishedConfig:
     state: Literal["components", "official"] = "official"
     time_from: Literal["window", "first"] = "first"
     query_time: bool = False
-    positions: int = 0
+    positions: int = bounded(0, least=0, most=10**6)
     language_tokens: Literal["every", "first"] = "every"
     head_activation: Literal["gelu", "none"] = "none"
     image_decoder: Literal["each", "shared"] = "shared"
-    image_decoder_heads: int | None = None
+    image_decoder_heads: int | None = bounded(None, least=1, most=4096)
+
+    __post_init__ = check_bounds

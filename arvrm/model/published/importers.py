@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from arvrm.files import read_json
 from arvrm.interface import UserError
 from arvrm.model import backbones
 from arvrm.model.checkpoint import save_checkpoint
@@ -410,12 +411,7 @@ def _second(
 def _settings(file: str | None) -> dict[str, Any]:
     if file is None:
         return dict(PUBLISHED)
-    try:
-        given = json.loads(Path(file).read_text())
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; give the original's JSON configuration") from error
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}); give the original's JSON configuration") from error
+    given = read_json(file, "give the original's JSON configuration")
     return {key: given.get(key, value) for key, value in PUBLISHED.items()}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from arvrm.config import bounded, check_bounds
 from arvrm.episodes import Episode, EpisodeStore, EpisodeWriter
 from arvrm.files import read_json
 from arvrm.geometry import angle_difference
@@ -58,10 +59,12 @@ class ConvertLeRobotConfig:
     wrist: str | None = None
     action: str | None = None
     prefix: str = ""
-    jpeg_quality: int = 92
-    workers: int = 0
+    jpeg_quality: int = bounded(92, least=1, most=100)
+    workers: int = bounded(0, least=0, most=1024)
     resume: bool = False
     overwrite: bool = False
+
+    __post_init__ = check_bounds
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from arvrm.config import bounded, check_bounds
 from arvrm.episodes import EpisodeHeader, EpisodeStore
 from arvrm.files import replacing_folder, write_json
 from arvrm.interface import UserError
@@ -51,15 +52,13 @@ class ExportLeRobotConfig:
 
     store: str
     output: str
-    crf: int = 18
+    crf: int = bounded(18, least=0, most=51)
     chroma: Literal["420", "444"] = "420"
-    data_mb: int = 100
-    video_mb: int = 200
+    data_mb: int = bounded(100, least=1, most=10**6)
+    video_mb: int = bounded(200, least=1, most=10**6)
     overwrite: bool = False
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.crf <= 51:
-            raise ValueError(f"crf is {self.crf}; choose 0 to 51")
+    __post_init__ = check_bounds
 
 
 def export_lerobot(config: ExportLeRobotConfig) -> Path:
