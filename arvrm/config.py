@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from arvrm import files
 from arvrm.interface import UserError
 
 C = TypeVar("C")
+_LONGEST = 2**15
 _LARGEST = 2**63 - 1  # what every reader of a whole number can hold
 
 
@@ -211,9 +213,23 @@ def _plain(hint: type, value: Any, place: str) -> Any:
         raise UserError(f"{place}: {_short(value)} is too large or no number; give a finite one")
     if hint is float and is_number:
         return float(value)
+    if isinstance(value, str) and hint is str:
+        _check_text(value, place)
     if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
         return value
     raise UserError(f"{place}: expected {hint.__name__}, got {_short(value)}")
+
+
+def _check_text(value: str, place: str) -> None:
+    """Refuse what can be neither a name, nor a sentence, nor the path of a file."""
+    if len(value) > _LONGEST:
+        raise UserError(f"{place}: has {len(value)} letters; give at most {_LONGEST}")
+    try:
+        os.fsencode(value)  # paths may hold bytes that are no UTF-8
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place}: {_short(value)} is no text ({error.reason}); correct it") from error
+    if "\0" in value:
+        raise UserError(f"{place}: {_short(value)} holds a NUL; remove it")
 
 
 def _short(value: Any) -> str:

@@ -16,8 +16,10 @@ import fcntl
 import json
 import os
 import re
+import select
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from typing import Any
 
 from arvrm.interface import UserError
 
+_WAIT_S = 1.0
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EROFS}
 _locks: dict[Path, int] = {}
@@ -69,15 +72,8 @@ def read_json(file: str | Path, remedy: str = "give an existing JSON file", larg
     Raises:
         UserError: no such file, or it holds something else.
     """
-    file = Path(file)
     try:
-        with open(file, "rb") as stream:
-            content = stream.read(largest + 1)
-        if len(content) > largest:
-            raise UserError(f"{file}: has more than {largest >> 20} MiB; {remedy}")
-        values = json.loads(content)
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; {remedy}") from error
+        values = json.loads(read_bytes(file, remedy, largest))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not JSON ({error.msg}); {remedy}") from error
     except (ValueError, RecursionError) as error:
@@ -85,6 +81,35 @@ def read_json(file: str | Path, remedy: str = "give an existing JSON file", larg
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected a JSON object at the top, got {type(values).__name__}; {remedy}")
     return values
+
+
+def read_bytes(file: str | Path, remedy: str, largest: int = 1 << 24) -> bytes:
+    """Read a small file; a pipe too, if something comes through it within a second.
+
+    Args:
+        remedy: what the user may do, for messages.
+        largest: bytes; of what is larger, no more is read: a device has no end.
+
+    Raises:
+        UserError: no such file, it is larger, or nothing comes.
+    """
+    content = bytearray()
+    try:
+        # Opening or reading a pipe to which nobody writes would wait for ever.
+        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as stream:
+            plain = stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+            while len(content) <= largest:
+                if not plain and not select.select([stream], [], [], _WAIT_S)[0]:
+                    raise UserError(f"{file}: nothing comes from it; {remedy}")
+                piece = stream.read(min(1 << 20, largest + 1 - len(content)))
+                if not piece:
+                    return bytes(content)
+                content += piece
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; {remedy}") from error
+    except ValueError as error:  # a NUL in its name
+        raise UserError(f"{file!r}: is no name of a file ({error}); {remedy}") from error
+    raise UserError(f"{file}: has more than {largest >> 20} MiB; {remedy}")
 
 
 def write_json(file: str | Path, values: object, indent: int | None = 1, sort_keys: bool = False) -> None:

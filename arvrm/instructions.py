@@ -14,7 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from arvrm.interface import TASKS, UserError
+from arvrm.files import read_bytes
+from arvrm.interface import LONGEST_SENTENCE, TASKS, UserError
 
 _CALVIN_FILES = {"training": "new_playtable.yaml", "validation": "new_playtable_validation.yaml"}
 
@@ -46,11 +47,11 @@ def load_instruction_file(path: str | Path, tasks: Sequence[str] = TASKS) -> dic
         UserError: the file cannot be read, is no such mapping, or names an unknown task.
     """
     path = Path(path)
+    remedy = "give a JSON or YAML file that maps a task to its sentences"
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise UserError(f"{path}: {reason}; give a JSON or YAML file that maps a task to its sentences") from error
+        text = read_bytes(path, remedy).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8; {remedy}") from error
     values = _parse(path, text)
     if not isinstance(values, Mapping) or not values:
         raise UserError(f"{path}: expected a mapping of task -> sentences, got {type(values).__name__}")
@@ -61,7 +62,10 @@ def load_instruction_file(path: str | Path, tasks: Sequence[str] = TASKS) -> dic
         sentences = [sentences] if isinstance(sentences, str) else sentences
         listed = isinstance(sentences, list) and sentences
         if not listed or not all(isinstance(s, str) and s.strip() for s in sentences):
-            raise UserError(f"{path}: task {task!r} has {sentences!r}; give a list of sentences that are not empty")
+            said = repr(sentences)[:100] if isinstance(sentences, (str, list)) else type(sentences).__name__
+            raise UserError(f"{path}: task {task!r} has {said}; give a list of sentences that are not empty")
+        if any(len(sentence) > LONGEST_SENTENCE for sentence in sentences):
+            raise UserError(f"{path}: task {task!r} has a sentence of over {LONGEST_SENTENCE} letters; shorten it")
         found[task] = tuple(sentence.strip() for sentence in sentences)
     return found
 
@@ -98,6 +102,9 @@ def _parse(path: Path, text: str) -> Any:
     import yaml
 
     try:
+        # Aliases let a file of a few lines stand for more than memory holds.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("has aliases")
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]}); mend the file") from error

@@ -74,6 +74,9 @@ TASKS = (
 LANDMARK_UNIT_M = 0.2
 """Metres of a landmark's offset from the gripper that count as 1."""
 
+LONGEST_SENTENCE = 2000
+"""Letters of an instruction."""
+
 
 class UserError(Exception):
     """A mistake the user can mend. One line: place, value, remedy. The CLI prints it and exits with 2."""

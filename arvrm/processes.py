@@ -8,6 +8,7 @@ without a process group. A process that was not started by a launcher is alone, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -23,6 +24,8 @@ INTERRUPTED = 130
 
 _CONNECT_SECONDS = 120
 _LONGEST_LINE = 2000
+_PATHS = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO}
+"""What is wrong with a path, and not with the program."""
 _parent = 0
 
 
@@ -154,24 +157,33 @@ def run_main(run: Callable[[], int | None], prefix: str, interrupted: str) -> in
         complain(interrupted)
         return _leave(INTERRUPTED)
     except Exception as error:
-        reason = disk_error(error)
+        reason = disk_error(error) or _path_error(error)
         if reason is not None:
             place = getattr(error, "filename", None) or "a file"
-            complain(f"{prefix}{place}: cannot be written ({reason}); free or choose another place")
+            complain(prefix + _one_line(f"{place}: cannot be written ({reason}); free or choose another place"))
             return _leave(USAGE)
-        if world() == 1:
-            raise
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-        get_error_handler().record_exception(error)
-        complain(f"{prefix}process {rank()} of {world()}: {_words(error)}")
-        return _leave(1)
+        return _unforeseen(error, prefix)
     if world() > 1:
         _part()
     return code
 
 
-def _one_line(error: UserError) -> str:
+def _path_error(error: Exception) -> str | None:
+    known = isinstance(error, OSError) and error.errno in _PATHS and error.filename is not None
+    return error.strerror if known else None
+
+
+def _unforeseen(error: Exception, prefix: str) -> int:
+    if world() == 1:
+        raise error
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(error)
+    complain(f"{prefix}process {rank()} of {world()}: {_words(error)}")
+    return _leave(1)
+
+
+def _one_line(error: object) -> str:
     """A line that a person can read: a value of a million letters is cut, beginning and end stay."""
     text = " ".join(str(error).split())
     text = text if len(text) <= _LONGEST_LINE else f"{text[: _LONGEST_LINE - 400]} ... {text[-395:]}"

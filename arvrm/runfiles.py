@@ -57,9 +57,7 @@ def read_metrics(folder: str | Path) -> Iterator[Metrics]:
     """
     file = Path(folder) / "metrics.jsonl"
     try:
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; {_DAMAGED}") from error
+        lines = files.read_bytes(file, _DAMAGED, largest=1 << 30).decode().splitlines(keepends=True)
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: is no text ({error.reason} at byte {error.start}); {_DAMAGED}") from error
     for number, line in enumerate(lines, 1):

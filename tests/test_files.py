@@ -3,6 +3,8 @@
 import json
 import os
 import stat
+import threading
+import time
 
 import pytest
 
@@ -58,3 +60,21 @@ def test_a_name_from_a_file_stays_in_its_folder(tmp_path):
     for name in wrong:
         with pytest.raises(UserError, match="results.json"):
             inside(folder, name, (".mp4",), "results.json")
+
+
+def test_what_has_no_end_or_gives_nothing_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    begin = time.monotonic()
+    for file in ("/dev/zero", tmp_path / "pipe", "/dev/null", tmp_path):
+        with pytest.raises(UserError, match="give an existing JSON file"):
+            read_json(file)
+    assert time.monotonic() - begin < 3
+
+
+def test_what_a_shell_pipes_in_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=('{"a": 1}',))
+    writer.start()
+    time.sleep(0.1)
+    assert read_json(tmp_path / "pipe") == {"a": 1}
+    writer.join()

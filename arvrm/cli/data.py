@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arvrm.config import bounded, check_bounds
-from arvrm.episodes import EpisodeStore, inspect_store, merge_stores
+from arvrm.episodes import EpisodeStore, damage, inspect_store, merge_stores
 from arvrm.files import PNG, check_free
 from arvrm.interface import UserError
 from arvrm.sources.splits import FewShotRecipe, load_manifest, make_manifest, save_manifest, write_subset
@@ -123,10 +123,11 @@ def few_shot(config: FewShotConfig) -> list[str]:
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """What to say of a store.
+    """What to say of a store; or, in words alone, of a clip index or a checkpoint.
 
     Attributes:
-        store: folder of the store.
+        store: its folder.
+        verify: read everything, and say what is damaged or lost; the exit code is 1 if anything is.
         contact_sheet: picture (PNG) of its frames to draw; null: STORE.png.
         no_contact_sheet: text only.
         rows: episodes on the sheet.
@@ -134,6 +135,7 @@ class InspectConfig:
     """
 
     store: str
+    verify: bool = False
     contact_sheet: str | None = None
     no_contact_sheet: bool = False
     rows: int = bounded(16, least=1, most=1000)
@@ -142,14 +144,21 @@ class InspectConfig:
     __post_init__ = check_bounds
 
 
-def inspect(config: InspectConfig) -> str | None:
-    """Print what a store holds, and draw its contact sheet."""
+def inspect(config: InspectConfig) -> str | int | None:
+    """Print what a store, an index or a checkpoint holds; verify it, or draw a store's contact sheet."""
+    folder = Path(config.store)
+    if (folder / "index.json").exists():
+        return _inspect_index(folder, config.verify)
+    if (folder / "config.json").exists() or (folder / "model.safetensors").exists():
+        return _inspect_checkpoint(folder)
+    if config.verify:
+        return _verify_store(folder)
     from arvrm.show.contact_sheet import draw_contact_sheet
 
     sheet = config.contact_sheet or config.store.rstrip("/") + ".png"
     if config.contact_sheet and not config.no_contact_sheet:
         check_free(sheet, config.overwrite, PNG)
-    print(inspect_store(config.store))
+    print(inspect_store(folder))
     if config.no_contact_sheet:
         return None
     if not config.contact_sheet and Path(sheet).exists() and not config.overwrite:
@@ -157,6 +166,47 @@ def inspect(config: InspectConfig) -> str | None:
         return None
     draw_contact_sheet(config.store, sheet, config.rows, config.overwrite)
     return sheet
+
+
+def _verify_store(folder: Path) -> int:
+    store = EpisodeStore(folder)
+    lines = 0
+    for line in damage(store):
+        print(f"damaged: {line}", flush=True)
+        lines += 1
+    if not lines:
+        print(inspect_store(folder))
+    print(f"{folder}: {f'{lines} damages, see above' if lines else 'everything was read, nothing is damaged'}")
+    return int(lines > 0)
+
+
+def _inspect_index(folder: Path, verify: bool) -> int:
+    from arvrm.retrieval import ClipIndex
+
+    index = ClipIndex.load(folder)
+    print(f"{folder}: index of {len(index)} clips, {len(index.frames)} frames, search {index.settings['kind']}")
+    print(f"encoders {index.encoder_hash}; text {index.text.shape[1]}, frames {index.frames.shape[1]} numbers each")
+    for entry in index.stores:
+        there = "" if Path(entry["path"]).exists() else ", not there"
+        print(f"store {entry['path']}, {entry['fingerprint']}{there}")
+    if verify:
+        index.verify()
+        print(f"{folder}: everything was read, nothing is damaged")
+    return 0
+
+
+def _inspect_checkpoint(folder: Path) -> int:
+    from arvrm.model.checkpoint import load_checkpoint
+
+    found = load_checkpoint(folder)  # which reads and tests everything
+    about, numbers = found.metadata, sum(p.numel() for p in found.model.parameters())
+    robot = "hands" if found.robot is None else f"robot {found.robot.name}"
+    print(f"{folder}: {found.model.kind} of {about.stage} for {robot}, {numbers / 1e6:.2f} million parameters, whole")
+    print(f"hash {found.hash}")
+    print(f"windows of {about.history} frames, one every {about.stride} steps; images {about.images}")
+    for store in about.stores:
+        print(f"trained on {store.path}, {store.fingerprint}")
+    return 0
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ _TABLE = (
     ),
     Verb(
         "inspect",
-        "describe an episode store, with a contact sheet",
+        "describe and verify an episode store, an index or a checkpoint",
         "arvrm.cli.data:InspectConfig",
         "arvrm.cli.data:inspect",
         positional=("store",),

@@ -1,5 +1,6 @@
 """Episodes on disk: one LMDB store for robot and human demonstrations, read at random, written crash-safe."""
 
+from arvrm.episodes.check import damage
 from arvrm.episodes.describe import inspect_store
 from arvrm.episodes.merge import merge_stores
 from arvrm.episodes.records import (
@@ -37,6 +38,7 @@ __all__ = [
     "EpisodeHeader",
     "EpisodeStore",
     "EpisodeWriter",
+    "damage",
     "encode_episode",
     "encode_image",
     "inspect_store",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from arvrm import robots
-from arvrm.interface import KEYPOINTS, ArraySpec, UserError
+from arvrm.interface import KEYPOINTS, LONGEST_SENTENCE, ArraySpec, UserError
 from arvrm.robots import CALVIN
 
 EMBODIMENTS = ("robot", "human")
@@ -135,6 +135,8 @@ def validate_episode(episode: Episode) -> None:
     for name in ("task", "scene", "instruction"):
         if not isinstance(getattr(episode, name), str):
             raise UserError(f"{place}: {name} is {getattr(episode, name)!r}; give a text, empty where unknown")
+    if len(episode.instruction) > LONGEST_SENTENCE:
+        raise UserError(f"{place}: instruction has {len(episode.instruction)} letters; give at most {LONGEST_SENTENCE}")
     if not (isinstance(episode.fps, (int, float)) and math.isfinite(episode.fps) and episode.fps > 0):
         raise UserError(f"{place}: fps is {episode.fps!r}; give the steps per second")
     table = arrays_of(episode)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from arvrm.files import write_json
+from arvrm.files import read_bytes, write_json
 from arvrm.interface import BLOCKS, TASKS, UserError
 from arvrm.sim.env import ROBOT_START
 from arvrm.sim.scene import SceneDescription
@@ -202,14 +202,9 @@ def load_chains(file: str | Path) -> list[Chain]:
     Raises:
         UserError: no such file, no JSON, or an entry that is no chain (named by its index).
     """
+    content = read_bytes(file, "give a JSON list of chains", _MAX_CHAIN_BYTES)
     try:
-        with open(file, "rb") as stream:
-            content = stream.read(_MAX_CHAIN_BYTES + 1)
-        if len(content) > _MAX_CHAIN_BYTES:
-            raise UserError(f"{file}: has more than {_MAX_CHAIN_BYTES >> 20} MiB; give a JSON list of chains")
         entries = json.loads(content.decode())
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; give a JSON list of chains") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not text; give a JSON list of chains") from error
     except json.JSONDecodeError as error:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from arvrm.interface import UserError
+from arvrm.interface import LONGEST_SENTENCE, UserError
 from arvrm.unpickle import load_npy
 
 _LONGEST = 100_000
@@ -22,7 +22,6 @@ _LONGEST = 100_000
 _LAST_STEP = 2**31
 _MANY_STEPS = 1_000_000
 """Recordings that state more are compared with the files that are there before anything is looped over."""
-_MAX_TEXT = 2000
 _MAX_YAML_BYTES = 1 << 20
 _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -123,7 +122,7 @@ def _annotations(folder: Path, optional: bool) -> tuple[list[tuple[int, int, str
         except (TypeError, ValueError, OverflowError):
             first, last = -1, -1
         text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        worded = isinstance(text, str) and text.strip() and len(text) <= _MAX_TEXT and isinstance(task, str)
+        worded = isinstance(text, str) and text.strip() and len(text) <= LONGEST_SENTENCE and isinstance(task, str)
         if worded and 0 <= first <= last < first + _LONGEST and last < _LAST_STEP:
             good.append((first, last, text.strip(), task))
         else:

@@ -20,7 +20,7 @@ import simplejpeg
 from arvrm.config import bounded, check_bounds
 from arvrm.episodes import Episode, EpisodeStore, EpisodeWriter
 from arvrm.instructions import calvin_instructions
-from arvrm.interface import CONTROL_HZ, UserError
+from arvrm.interface import CONTROL_HZ, LONGEST_SENTENCE, UserError
 from arvrm.sources.pipeline import LeftOut, encode_in_order, store_in_order
 from arvrm.sources.video import MAX_PIXELS
 from arvrm.unpickle import loads_tensors
@@ -28,7 +28,6 @@ from arvrm.unpickle import loads_tensors
 JPEG_QUALITY = 92
 """Above the source's (75), so that encoding again adds little."""
 _MOST = 2**31
-_MAX_TEXT = 2000
 _CAMERAS = ("rgb_static", "rgb_gripper")
 
 
@@ -237,7 +236,7 @@ def _read(reader: _Reader, run: _Run, scene: str, tasks: dict[str, str]) -> Epis
     if run.problem:
         raise LeftOut(run.problem)
     instruction = reader.get(f"inst_{run.number}")
-    if not isinstance(instruction, str) or not instruction.strip() or len(instruction) > _MAX_TEXT:
+    if not isinstance(instruction, str) or not instruction.strip() or len(instruction) > LONGEST_SENTENCE:
         raise LeftOut(f"inst_{run.number} is {str(instruction)[:60]!r}, no sentence")
     steps = range(run.first, run.last + 1)
 

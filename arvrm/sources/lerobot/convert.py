@@ -17,7 +17,7 @@ from arvrm.config import bounded, check_bounds
 from arvrm.episodes import Episode, EpisodeStore, EpisodeWriter
 from arvrm.files import read_json
 from arvrm.geometry import angle_difference
-from arvrm.interface import UserError
+from arvrm.interface import LONGEST_SENTENCE, UserError
 from arvrm.robots import CALVIN
 from arvrm.robots.calvin import ARM, relative_action
 from arvrm.sources.lerobot.frames import TOLERANCE_S, VideoReader, inline_images
@@ -34,7 +34,6 @@ _RELATIVE_NAMES = ("action.relative", "action.rel", "rel_actions")
 _NEAR_M, _NEAR_RAD = 0.2, 1.0
 """An action that stays so near to the measured pose is a pose itself; CALVIN's targets lead by a few centimetres."""
 _MAX_EPISODES = 10_000_000
-_MAX_TEXT = 2000
 _MAX_FPS = 1000.0
 
 
@@ -314,8 +313,8 @@ class _Source:
             text = copies[0]
         else:
             raise LeftOut("nothing tells its task: no meta/tasks.parquet, or no task_index")
-        if len(text) > _MAX_TEXT:
-            raise LeftOut(f"its sentence has {len(text)} characters; at most {_MAX_TEXT} are read")
+        if len(text) > LONGEST_SENTENCE:
+            raise LeftOut(f"its sentence has {len(text)} characters; at most {LONGEST_SENTENCE} are read")
         return text
 
     def _times(self, table: Any) -> np.ndarray:
