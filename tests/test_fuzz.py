@@ -48,7 +48,7 @@ from arvrm.sources.splits import FewShotRecipe, load_manifest, make_manifest, sa
 from arvrm.training.index_stage import frozen_encoders
 from arvrm.windows import EpisodeTable, decode_frames, headers
 
-CASES = int(os.environ.get("ARVRM_FUZZ_CASES", "25"))
+CASES = int(os.environ.get("ARVRM_FUZZ_CASES", "10"))
 SECONDS = 20.0
 CHAIN = ("open_drawer", "turn_on_led", "close_drawer", "turn_off_led", "lift_red_block_table")
 FINGERPRINT = {"policy": "expert", "seed": 0}

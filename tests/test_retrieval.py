@@ -151,7 +151,7 @@ def test_missing_or_damaged_index_is_one_line(tmp_path):
     values = json.loads((tmp_path / "i" / "index.json").read_text())
     (tmp_path / "i" / "frames.npy").write_bytes(whole)
     (tmp_path / "i" / "index.json").write_text(json.dumps(values | {"version": 99}))
-    with pytest.raises(UserError, match="version 99"):
+    with pytest.raises(UserError, match="version: 99"):
         ClipIndex.load(tmp_path / "i")
 
 
@@ -342,7 +342,7 @@ def many(folder, count=400, groups=5, **search):
         zeros,
         lengths,
     )
-    described = {"encoders": {"hash": "drawn"}, "stores": []}
+    described = {"encoders": {"hash": "drawn"}, "stores": [{"path": "s", "fingerprint": "f"}]}
     parts = [frames[:700].astype(np.float16), frames[700:].astype(np.float16)]
     write_index(folder, described, clips, [text], parts, SearchConfig(**search))
     return ClipIndex.load(folder)

@@ -34,8 +34,8 @@ class _Encoders:
 
     further_keys: ClassVar[bool] = True
     hash: str
-    text: dict[str, Any]
-    vision: dict[str, Any]
+    text: dict[str, Any] | None = None
+    vision: dict[str, Any] | None = None
     size: int = bounded(96, least=1, most=4096)
     language_width: int = bounded(1, least=1, most=65_536)
 
