@@ -157,10 +157,12 @@ def run_main(run: Callable[[], int | None], prefix: str, interrupted: str) -> in
         complain(interrupted)
         return _leave(INTERRUPTED)
     except Exception as error:
-        reason = disk_error(error) or _path_error(error)
-        if reason is not None:
-            place = getattr(error, "filename", None) or "a file"
-            complain(prefix + _one_line(f"{place}: cannot be written ({reason}); free or choose another place"))
+        disk, place = disk_error(error), getattr(error, "filename", None) or "a file"
+        if disk is not None:
+            complain(prefix + _one_line(f"{place}: cannot be written ({disk}); free or choose another place"))
+            return _leave(USAGE)
+        if (path := _path_error(error)) is not None:
+            complain(prefix + _one_line(f"{place}: {path}; choose another path"))
             return _leave(USAGE)
         return _unforeseen(error, prefix)
     if world() > 1:
