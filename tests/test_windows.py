@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_stores import human_episode, human_store, robot_episode, robot_store, write
 
-from arvrm.episodes import EpisodeStore, EpisodeWriter
+from arvrm.episodes import Episode, EpisodeStore, EpisodeWriter
 from arvrm.interface import UserError
 from arvrm.robots import CALVIN
 from arvrm.windows import (
@@ -658,3 +658,29 @@ def test_two_robots_in_one_table_are_refused(tmp_path):
         EpisodeTable(stores, "robot", 3)
     people = EpisodeTable([human_store(tmp_path / "h")], "human", 3)
     assert people.robot is None
+
+
+@pytest.mark.parametrize("fps", [24.0, 25.0, 29.97, 30.0, 50.0, 59.94])
+def test_frames_of_a_window_are_a_tenth_of_a_second_apart_at_any_rate(tmp_path, fps):
+    steps = round(3 * fps)
+    spacing = max(1.0, fps / 10)
+    image_steps = np.unique(np.ceil(np.arange(0, steps / spacing) * spacing - 1e-6).astype(np.int32))
+    image_steps = image_steps[image_steps < steps]
+    images = np.zeros((len(image_steps), 16, 16, 3), np.uint8)
+    keypoints = np.zeros((steps, 21, 3), np.float32)
+    episode = Episode(
+        id="a", embodiment="human", instruction="push", task="", scene="", source="test", group="a", fps=fps,
+        arrays={"keypoints": keypoints, "visible": np.ones((steps, 21), bool)}, images={"rgb_static": images},
+        image_steps=image_steps,
+    )  # fmt: skip
+    with EpisodeWriter(tmp_path / "s", {}) as writer:
+        writer.append(episode)
+    table = EpisodeTable([EpisodeStore(tmp_path / "s")], "human", stride=3)
+    anchors = np.arange(9, table.frames)
+    rows, mask = table.window_frames(anchors, 10)
+    seconds = table.step_of_image[rows] / fps
+    assert mask.all()
+    wanted = seconds[:, -1:] - 0.1 * np.arange(9, -1, -1)
+    assert np.abs(seconds - wanted).max() <= 1.01 / fps and (np.diff(seconds, axis=1) > 0).all()
+    ahead = table.steps_ahead(np.zeros(1, np.int64), np.arange(1, 11)) / fps
+    assert np.abs(ahead - 0.1 * np.arange(1, 11)).max() <= 0.51 / fps

@@ -118,7 +118,7 @@ class HumanWindows:
         """Return the frames of `episodes` that are followed by a pose, so that the window has one to predict."""
         episodes = np.unique(episodes)
         first = self.table.image_start[episodes]
-        end = self.table.frames_before(self.table.step_start[episodes + 1] - self.table.frame_stride[episodes])
+        end = self.table.frames_before(self.table.step_start[episodes + 1] - self.table.steps_ahead(episodes))
         return Anchors(episodes, first, np.maximum(end - first, 0))
 
     def batch(self, anchors: np.ndarray) -> HumanBatch:
@@ -132,8 +132,9 @@ class HumanWindows:
         Past the clip's end nothing is visible.
         """
         episode = self.table.episode_of_image[anchors]
-        stride, end = self.table.frame_stride[episode][..., None], self.table.step_start[episode + 1][..., None]
-        steps = self.table.step_of_image[anchors][..., None] + stride * np.arange(1, frames + 1)
+        end = self.table.step_start[episode + 1][..., None]
+        ahead = self.table.steps_ahead(episode[..., None], np.arange(1, frames + 1))
+        steps = self.table.step_of_image[anchors][..., None] + ahead
         points, visible = self.poses(np.minimum(steps, end - 1))
         return points, visible & torch.from_numpy(steps < end)[..., None]
 
@@ -145,7 +146,7 @@ class HumanWindows:
             images: give what only stage 1 reads as well: images, and the poses of the horizon.
         """
         steps = self.table.step_of_image[rows]
-        following = steps[..., -1] + self.table.frame_stride[episodes]
+        following = steps[..., -1] + self.table.steps_ahead(episodes)
         exists = following < self.table.step_start[episodes + 1]
         after = np.where(exists, following, steps[..., -1])
         points, visible = self.poses(np.concatenate([steps, after[..., None]], axis=-1))

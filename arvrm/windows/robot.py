@@ -102,7 +102,7 @@ class RobotWindows:
         """Return the (S n,) anchors of the windows of some segments, clipped to their episodes."""
         last = segments.last[which]
         episode = self.table.episode_of_image[last]
-        back = np.arange(segments.windows - 1, -1, -1) * self.table.frame_stride[episode][:, None]
+        back = self.table.steps_back(episode[:, None], np.arange(segments.windows - 1, -1, -1))
         steps = self.table.step_of_image[last][:, None] - back
         return self.table.image_of_step[np.maximum(steps, self.table.step_start[episode][:, None])].reshape(-1)
 
@@ -116,7 +116,6 @@ class RobotWindows:
         out = self.batch(self.segment_anchors(segments, which), images=False)
         last = segments.last[which]
         episode = table.episode_of_image[last]
-        stride = table.frame_stride[episode][:, None]
         first, end = table.step_start[episode][:, None], table.step_start[episode + 1][:, None]
         newest = table.step_of_image[last][:, None]
         window = np.arange(count)
@@ -127,7 +126,9 @@ class RobotWindows:
                 out[name] = out[name] & live.view(-1, *[1] * (out[name].dim() - 1))
         read = count + config.history - 1
         horizon = config.image_horizon if self.predicted else 0
-        steps = newest + np.arange(1 - read, horizon + 1) * stride
+        past = table.steps_back(episode[:, None], np.arange(read - 1, -1, -1))
+        future = table.steps_ahead(episode[:, None], np.arange(1, horizon + 1))
+        steps = newest + np.concatenate([-past, future], axis=1)
         rows = table.image_of_step[np.clip(steps, first, end - 1)]
         shared: dict[str, torch.Tensor] = {}
         # Of images the same run holds what is observed and what is predicted; beside features only the latter.
@@ -148,7 +149,7 @@ class RobotWindows:
         end = table.step_start[episode + 1][:, None]
         steps = table.step_of_image[rows]
         chunk = steps[:, :, None] + np.arange(self.chunk)
-        following = steps + table.frame_stride[episode][:, None]
+        following = steps + table.steps_ahead(episode)[:, None]
         text, text_mask = self.text.take(table.sentence[episode])
         at = torch.from_numpy(steps)
         out: RobotBatch = {
@@ -169,7 +170,7 @@ class RobotWindows:
             for role, source in self.frames.items():
                 out[batch_key(role, source)] = torch.from_numpy(source.take(rows))
         if self.predicted:
-            wanted = steps + config.image_horizon * table.frame_stride[episode][:, None]
+            wanted = steps + table.steps_ahead(episode, config.image_horizon)[:, None]
             later = table.image_of_step[np.minimum(wanted, end - 1)]
             if images:
                 for role, source in self.predicted.items():

@@ -32,7 +32,9 @@ def cut_segments(table: EpisodeTable, anchors: np.ndarray, windows: int) -> Segm
     phase = (step - table.step_start[episode]) % stride
     order = np.lexsort((step, phase, episode))
     anchors, episode, step, stride, phase = (v[order] for v in (anchors, episode, step, stride, phase))
+    # Windows whose stride is no whole number of steps do not meet each other's frames.
     together = (np.diff(episode) == 0) & (np.diff(phase) == 0) & (np.diff(step) == stride[1:])
+    together &= stride[1:] == np.round(stride[1:])
     start = np.flatnonzero(np.concatenate([[True], ~together]))
     length = np.diff(np.concatenate([start, [len(anchors)]]))
     pieces = -(-length // windows)

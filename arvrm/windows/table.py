@@ -12,6 +12,9 @@ from arvrm.episodes import EpisodeHeader, EpisodeStore
 from arvrm.interface import CONTROL_HZ, Robot, UserError
 from arvrm.windows.headers import COLUMNS, EMBODIMENTS, Coder, Names, StoreHeaders, static_camera
 
+_WHOLE = 0.005
+"""Strides that are a whole number but for this share are whole."""
+
 
 class _Lookup:
     """A number for every row, found when it is asked for instead of stored: index it like an array."""
@@ -45,7 +48,8 @@ class EpisodeTable:
         episode_of_image, step_of_image: int64 by frame, 0..F-1; steps are global rows.
         image_of_step: int64 by step, 0..N-1: the episode's latest frame at or before it (its first frame for earlier
             steps).
-        frame_stride: (E,) int64, episode steps between two frames of a window.
+        frame_stride: (E,) float64, episode steps between two frames of a window: no whole number where the rate is no
+            multiple (2.5 at 25 a second), so that the spacing in seconds holds; see `steps_back` and `steps_ahead`.
         static_size: (E, 2) int32, height and width of the static camera's images.
 
     Args:
@@ -102,7 +106,9 @@ class EpisodeTable:
         self.entry = self.entries[self.store]
         self.robot = self._common_robot() if embodiment == "robot" else None
         rate = CONTROL_HZ if self.robot is None else self.robot.control_hz
-        self.frame_stride = np.maximum(1, np.round(stride * column["fps"] / rate)).astype(np.int64)
+        exact = np.maximum(1.0, stride * column["fps"] / rate)
+        # 29.97 a second is 30 for a window, which spans a second at most.
+        self.frame_stride = np.where(np.abs(exact - np.round(exact)) < _WHOLE * exact, np.round(exact), exact)
         self.static_size = np.stack([column["height"], column["width"]], axis=1)
         self.step_start = np.concatenate([[0], np.cumsum(column["steps"])]).astype(np.int64)
         self.image_start = np.concatenate([[0], np.cumsum(column["frames"])]).astype(np.int64)
@@ -175,6 +181,18 @@ class EpisodeTable:
             return self.array(name)
         return None
 
+    def steps_back(self, episode: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """Return how many steps lie between a frame and the one `count` strides before it, int64.
+
+        Where that is no whole number it is the next smaller: images are stored at the first step at or after their
+        moment, and the latest one before a step is taken.
+        """
+        return np.floor(count * self.frame_stride[episode] + 1e-6).astype(np.int64)
+
+    def steps_ahead(self, episode: np.ndarray, count: int | np.ndarray = 1) -> np.ndarray:
+        """Return how many steps lie between a frame and what is `count` strides after it: the nearest step, int64."""
+        return np.rint(count * self.frame_stride[episode]).astype(np.int64)
+
     def window_frames(self, anchors: np.ndarray, history: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the frames of windows that end at `anchors`.
 
@@ -186,7 +204,7 @@ class EpisodeTable:
         """
         episode = self.episode_of_image[anchors]
         back = np.arange(history - 1, -1, -1)
-        steps = self.step_of_image[anchors][:, None] - back * self.frame_stride[episode][:, None]
+        steps = self.step_of_image[anchors][:, None] - self.steps_back(episode[:, None], back)
         first = self.step_start[episode][:, None]
         # A frame stored after the episode's first step is still its first frame: steps before it are padding.
         first_frame = self.step_of_image[self.image_start[episode]][:, None]
