@@ -21,10 +21,9 @@ TRAIN = {
 
 def prepare(root: Path) -> Path:
     """Make stores, a CALVIN data set, a checkpoint of stage 1 and a results file, for `command`."""
-    from arvrm.results import FORMAT
-    from arvrm.training import pretrain
     from arvrm.config import from_dict
-    from arvrm.training import PretrainConfig
+    from arvrm.results import FORMAT
+    from arvrm.training import PretrainConfig, pretrain
 
     human_store(root / "human", tasks=2, per_task=3, steps=19)
     robot_store(root / "robot", tasks=2, per_task=3, steps=13, landmarks=True)

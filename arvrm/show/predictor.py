@@ -27,8 +27,10 @@ class HandPredictor:
         self.image_size = metadata.images["rgb_static"]
 
     def stride(self, fps: float) -> int:
-        """Steps of a clip at `fps` between two frames of a window."""
-        return max(1, round(self._control_stride * fps / CONTROL_HZ))
+        """Steps of a clip at `fps` from a frame to the one that is predicted from it: the nearest whole number."""
+        from arvrm.windows import exact_stride
+
+        return int(np.rint(exact_stride(self._control_stride, fps, CONTROL_HZ)))
 
     def predict(
         self,
@@ -54,14 +56,15 @@ class HandPredictor:
         import torch
 
         from arvrm.hands.coordinates import denormalise_keypoints, normalise_keypoints
-        from arvrm.windows import choose_hand
+        from arvrm.windows import choose_hand, exact_stride
 
         height, width = images.shape[1:3]
         points, seen = choose_hand(keypoints, visible, self.checkpoint.config.keypoints)
         normal = normalise_keypoints(np.where(seen[..., None], points, 0.0), height, width)
         stride = self.stride(fps)
         now = image_steps if from_here else image_steps - stride
-        back = stride * np.arange(self.history - 1, -1, -1)
+        exact = exact_stride(self._control_stride, fps, CONTROL_HZ)
+        back = np.floor(exact * np.arange(self.history - 1, -1, -1) + 1e-6).astype(np.int64)
         steps = now[:, None] - back
         mask = steps >= image_steps[0]
         rows = np.maximum(steps, image_steps[0])

@@ -24,7 +24,7 @@ from arvrm.windows.sampling import (
     split_episodes,
 )
 from arvrm.windows.segments import Segments, cut_segments
-from arvrm.windows.table import EpisodeTable
+from arvrm.windows.table import EpisodeTable, exact_stride
 from arvrm.windows.text import LazyText, TextTable
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "cell_counts",
     "choose_hand",
     "cut_segments",
+    "exact_stride",
     "decode_frames",
     "few_shot",
     "held_out_groups",

@@ -16,6 +16,13 @@ _WHOLE = 0.005
 """Strides that are a whole number but for this share are whole."""
 
 
+def exact_stride(stride: int, fps: np.ndarray | float, rate: float) -> np.ndarray:
+    """Return how many steps at `fps` a second `stride` steps at `rate` a second are, float64, at least 1."""
+    exact = np.maximum(1.0, stride * np.asarray(fps) / rate)
+    # 29.97 a second is 30 for a window, which spans a second at most.
+    return np.where(np.abs(exact - np.round(exact)) < _WHOLE * exact, np.round(exact), exact)
+
+
 class _Lookup:
     """A number for every row, found when it is asked for instead of stored: index it like an array."""
 
@@ -106,9 +113,7 @@ class EpisodeTable:
         self.entry = self.entries[self.store]
         self.robot = self._common_robot() if embodiment == "robot" else None
         rate = CONTROL_HZ if self.robot is None else self.robot.control_hz
-        exact = np.maximum(1.0, stride * column["fps"] / rate)
-        # 29.97 a second is 30 for a window, which spans a second at most.
-        self.frame_stride = np.where(np.abs(exact - np.round(exact)) < _WHOLE * exact, np.round(exact), exact)
+        self.frame_stride = exact_stride(stride, column["fps"], rate)
         self.static_size = np.stack([column["height"], column["width"]], axis=1)
         self.step_start = np.concatenate([[0], np.cumsum(column["steps"])]).astype(np.int64)
         self.image_start = np.concatenate([[0], np.cumsum(column["frames"])]).astype(np.int64)
