@@ -14,6 +14,7 @@ from arvrm.episodes import EncodedEpisode, Episode, encode_episode
 from arvrm.geometry import intrinsics, look_at, project
 from arvrm.interface import CONTROL_HZ
 from arvrm.robots.calvin import LANDMARKS
+from arvrm.sources.truth import JUDGE, camera_matrix, moments_of
 
 if TYPE_CHECKING:
     from arvrm.sources.playtable import GenerateConfig
@@ -114,6 +115,8 @@ class Recording:
     arrays: dict[str, np.ndarray]
     images: dict[str, np.ndarray]
     image_steps: np.ndarray
+    judge: dict[str, Any]
+    """Rows of the true moments (`truth.moments_of`)."""
 
 
 class Stopped(Exception):
@@ -174,6 +177,7 @@ class Recorder:
         else:
             arrays, images, image_steps = dict(recording.arrays), recording.images, recording.image_steps
             meta["success_step"] = recording.success_step
+            meta[JUDGE] = recording.judge | {"camera": camera_matrix(env.description.static_camera, config.static_size)}
             arrays["landmarks"] = landmark_positions(env.fixtures, env.block_order, arrays["scene_obs"])
             camera = env.description.static_camera
             arrays["landmark_pixels"] = landmark_pixels(arrays["landmarks"], camera, config.static_size)
@@ -219,6 +223,7 @@ class _Tape:
         self.env, self.stride = env, config.image_stride
         self.render = config.embodiment == "robot"
         self.rows: list[tuple[np.ndarray, ...]] = []
+        self.infos = [env.task_info()]
         self.images: dict[int, dict[str, np.ndarray]] = {}
 
     def step(self, actor: Any, begins: Sequence[int]) -> Any:
@@ -229,7 +234,8 @@ class _Tape:
         state = env.robot_obs(), env.scene_obs(), env.target_pose()
         executed = actor.act()
         self.rows.append((*state, actor.label, executed))
-        return env.step(executed)[4]
+        self.infos.append(env.step(executed)[4])
+        return self.infos[-1]
 
     def cut(self, attempt: _Attempt, end: int) -> Recording:
         rows = self.rows[attempt.begin : end]
@@ -240,7 +246,8 @@ class _Tape:
         frames = [self.images[attempt.begin + step] for step in at] if self.render else []
         images = {camera: np.stack([frame[camera] for frame in frames]) for camera in (frames[0] if frames else ())}
         success = int(attempt.success) - attempt.begin
-        return Recording(attempt.task, attempt.noise, attempt.chain, attempt.place, success, arrays, images, at)
+        judge = moments_of(attempt.task, attempt.start_info, self.infos[attempt.begin :], arrays["scene_obs"], success)
+        return Recording(attempt.task, attempt.noise, attempt.chain, attempt.place, success, arrays, images, at, judge)
 
 
 _ROWS = ("robot_obs", "scene_obs", "target_pose", "actions", "executed")
@@ -339,4 +346,10 @@ def _as_human(
     clip = scene.render(trajectory, seed, config.static_size, config.image_stride)
     arrays = {"keypoints": clip["keypoints"], "visible": clip["visible"]}
     style = {name: clip["meta"][name] for name in ("style_seed", "side", "speed")}
+    # A clip plays at a speed of its own: the true moments move with it.
+    rows = clip["source_rows"]
+    at = {
+        name: int(np.abs(rows - recording.judge[name]).argmin()) for name in ("touch", "end") if name in recording.judge
+    }
+    style[JUDGE] = recording.judge | at
     return arrays, {"rgb_static": clip["images"]}, clip["image_steps"], style
