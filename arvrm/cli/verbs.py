@@ -141,6 +141,12 @@ _TABLE = (
         positional=("inputs",),
     ),
     Verb(
+        "moments",
+        "find when the episodes of a store touch, and when they are done",
+        "arvrm.cli.moments:MomentsConfig",
+        "arvrm.cli.moments:moments",
+    ),
+    Verb(
         "pretrain",
         "stage 1: learn from human clips to predict the hand's keypoints",
         "arvrm.training:PretrainConfig",

@@ -20,6 +20,7 @@ _JOINTS = {"slider": 0, "drawer": 1, "led": 2, "lightbulb": 3}
 _APART = 15
 """Contacts with fewer steps between them are one touch: a pushed block slips ahead of the fingers."""
 _STILL_STEPS, _STILL_SHARE = 6, 0.01
+_LEAVES_M = 0.003
 
 
 def moments_of(
@@ -51,6 +52,9 @@ def moments_of(
     block = _block(task, start, infos[end])
     rows = [row for row in range(end + 1) if block and "robot" in _bodies(infos[row], block)]
     if not rows:
+        # Pushed by another block, or the contact fell between two steps.
+        if block and (moved := _moved(start, infos[: end + 1], block)) is not None:
+            found["touch"] = moved
         return found
     if task in PLACING:
         found["touch"] = min(rows[-1] + 1, end)
@@ -74,6 +78,13 @@ def _sets_moving(values: np.ndarray) -> int:
             break
         row -= 1
     return row
+
+
+def _moved(start: Mapping[str, Any], infos: Sequence[Mapping[str, Any]], block: str) -> int | None:
+    """The row at which a block leaves its place, or None."""
+    places = np.array([info["blocks"][block]["position"] for info in (start, *infos)])
+    away = np.flatnonzero(np.linalg.norm(places[1:] - places[0], axis=1) > _LEAVES_M)
+    return int(away[0]) if len(away) else None
 
 
 def _bodies(info: Mapping[str, Any], block: str) -> set[str]:
