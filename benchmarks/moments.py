@@ -3,9 +3,9 @@
     python benchmarks/moments.py --judge STORE... [--fit STORE... [--control] [--write] [--updates N]]
 
 Stores are `arvrm generate`'s, of one embodiment. `--fit` fits the scorer to the true moments of these stores (other
-scenes, layouts and seeds than those judged) and, with `--control`, to what a rule says of them without any truth; `--write`
-puts the first one's numbers into the package. Then every way finds the touch in the judged stores, and the tables are
-printed: per way over all tasks, and per task of the scorer.
+scenes, layouts and seeds than those judged) and, with `--control`, to what a rule says of them without any truth;
+`--write` puts the first one's numbers into the package. Then every way finds the touch in the judged stores, and the
+tables are printed: per way over all tasks, and per task of the scorer.
 """
 
 from __future__ import annotations
@@ -163,11 +163,20 @@ def spoilt(samples: list[Sample]) -> dict[str, tuple[list[Signals], list[str]]]:
     said = [sample.header.instruction for sample in samples]
     unseen = [str(rng.choice(instructions.unseen_instructions(sample.header.task))) for sample in samples]
     blind = [dataclasses.replace(s, images=np.zeros_like(s.images)) for s in signals]
-    found = {"unseen words": (signals, unseen), "no words": (signals, [""] * len(samples)), "no images": (blind, said)}
+    cut = [cut_after(sample, int(truth_of(sample.header)["end"]) + int(rng.integers(1, 10))) for sample in samples]
+    found = {"unseen words": (signals, unseen), "no words": (signals, [""] * len(samples)), "no images": (blind, said),
+             "cut early": (cut, said)}  # fmt: skip
     if samples[0].header.embodiment == "human":
         for pixels in (0.5, 1.0):
             found[f"noise {pixels}"] = ([noisy(sample, pixels, rng) for sample in samples], said)
     return found
+
+
+def cut_after(sample: Sample, row: int) -> Signals:
+    """The signals without what follows a row: clips of `arvrm generate` all go on for ten steps past success."""
+    found = sample.signals
+    steps = max(int(np.searchsorted(found.rows, row, "right")), 2)
+    return dataclasses.replace(found, **{f.name: getattr(found, f.name)[:steps] for f in dataclasses.fields(found)})
 
 
 def noisy(sample: Sample, pixels: float, rng: np.random.Generator) -> Signals:
@@ -199,11 +208,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.perf_counter()
-    judged = samples_of(arguments.judge)
-    embodiment = judged[0].header.embodiment
-    ways = {name: [(way(s.signals), 1.0) for s in judged] for name, way in WAYS.items()}
-    found = {name: [(float(s.signals.rows[step]), c) for s, (step, c) in zip(judged, steps, strict=True)]
-             for name, steps in ways.items()}  # fmt: skip
+    embodiment = next(EpisodeStore(arguments.judge[0]).headers()).embodiment
     scorers = {}
     if arguments.fit:
         samples = samples_of(arguments.fit)
@@ -217,6 +222,10 @@ def main() -> None:
         from arvrm.moments.network import load_scorer
 
         scorers["scorer"] = load_scorer(embodiment)
+    judged = samples_of(arguments.judge)
+    ways = {name: [(way(s.signals), 1.0) for s in judged] for name, way in WAYS.items()}
+    found = {name: [(float(s.signals.rows[step]), c) for s, (step, c) in zip(judged, steps, strict=True)]
+             for name, steps in ways.items()}  # fmt: skip
     results = {}
     for name, scorer in scorers.items():
         results[name] = [found_in(s.signals, s.header.instruction, scorer, embodiment) for s in judged]

@@ -20,7 +20,7 @@ _JOINTS = {"slider": 0, "drawer": 1, "led": 2, "lightbulb": 3}
 _APART = 15
 """Contacts with fewer steps between them are one touch: a pushed block slips ahead of the fingers."""
 _STILL_STEPS, _STILL_SHARE = 6, 0.01
-_LEAVES_M = 0.003
+_LEAVES_M, _MOVES_M = 0.003, 0.0007
 
 
 def moments_of(
@@ -32,8 +32,9 @@ def moments_of(
 ) -> dict[str, Any]:
     """Return the rows of the touch and the end.
 
-    The touch is the first contact with the block that the task moves, of the last time that the robot touched it; of a
-    fixture the row at which it begins to move for good; of a placing the row at which the block is first let go.
+    The touch is the first contact with the block that the task moves, of the last time that the robot touched it, or
+    the row at which it begins to move, if that is earlier; of a fixture the row at which it begins to move for good; of
+    a placing the row at which the block is first let go.
 
     Args:
         start: `task_info()` when the task began.
@@ -62,7 +63,7 @@ def moments_of(
     first = len(rows) - 1
     while first > 0 and rows[first] - rows[first - 1] <= _APART:
         first -= 1
-    found["touch"] = rows[first]
+    found["touch"] = _set_off([info["blocks"][block]["position"] for info in infos[: rows[first] + 1]])
     return found
 
 
@@ -76,6 +77,15 @@ def _sets_moving(values: np.ndarray) -> int:
     while row > 0 and way * (values[row] - values[max(0, row - _STILL_STEPS)]) > least:
         if way * (values[row] - values[row - 1]) < -least:
             break
+        row -= 1
+    return row
+
+
+def _set_off(places: Sequence[Any]) -> int:
+    """The last row, or where the block moves already then, the row after which it began to: a contact that lasts less
+    than a step is not seen, its effect is."""
+    row, steps = len(places) - 1, np.linalg.norm(np.diff(np.array(places), axis=0), axis=1)
+    while row > 0 and steps[max(0, row - 3) : row].max() > _MOVES_M:
         row -= 1
     return row
 
