@@ -142,6 +142,11 @@ def _arguments(kind: type, values: Any, place: str) -> dict[str, Any]:
     known = [field.name for field in dataclasses.fields(kind) if field.init]
     if getattr(kind, "further_keys", False):
         values = {key: value for key, value in values.items() if key in known}
+    unknown = [key for key in values if key not in known]
+    explain = getattr(kind, "explain_unknown", None)
+    why = explain(unknown, place) if unknown and explain is not None else None
+    if why:
+        raise UserError(f"{place}: unknown key {unknown[0]!r}; it {why}")
     for key in values:
         if key not in known:
             raise UserError(f"{place}: unknown key {key!r}{nearest(key, known, cutoff=0.0)}")

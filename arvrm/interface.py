@@ -107,6 +107,9 @@ class PolicySpec:
             (-3, 0). Steps before the start of the instruction repeat its first frame.
         execute_steps: how many actions of a planned chunk are executed before it plans again.
         batch: requests that it plans for best at once; a rollout waits for so many, or for all that may still come.
+        bounded: its continuous actions stay within -1..1 (as `Robot.encode_actions` has them), and others are refused
+            as mistakes; false: they may leave it, and are executed as they are (imported policies, whose originals
+            clip nothing).
     """
 
     robot: str | None
@@ -114,6 +117,7 @@ class PolicySpec:
     history_offsets: tuple[int, ...] = (0,)
     execute_steps: int = 1
     batch: int = 1
+    bounded: bool = True
 
 
 @dataclass(frozen=True)
@@ -136,8 +140,8 @@ class Policy(Protocol):
     def plan(self, requests: list[PlanRequest]) -> list[np.ndarray]:
         """Return one (C, A) float32 array of actions per request, C >= spec.execute_steps.
 
-        Columns and units are those of the robot's `actions`; CALVIN's: 3 position, 3 Euler in [-1, 1], gripper exactly
-        -1 (close) or 1 (open).
+        Columns and units are those of the robot's `actions`; CALVIN's: 3 position, 3 Euler in [-1, 1] (unless
+        `spec.bounded` is false), gripper exactly -1 (close) or 1 (open).
         """
         ...
 

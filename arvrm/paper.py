@@ -307,7 +307,8 @@ def _pretrained(published: Published) -> str | None:
 
     def make() -> None:
         if not (folder / "model.safetensors").exists():
-            import_checkpoint(ImportConfig(path, str(folder), vision=v["mae_ckpt"], clip=_clip(published)))
+            given = {key: v[key] for key in NETWORK if key in v}
+            import_checkpoint(ImportConfig(path, str(folder), vision=v["mae_ckpt"], clip=_clip(published)), given)
 
     processes.first_does(f"import {folder}", make)
     return str(folder)

@@ -237,6 +237,24 @@ class OfficialGR1(nn.Module):
         if chunk is None:
             self.transformer.wpe.weight.data.zero_()
 
+    def configuration(self):
+        """What the original's own JSON configuration says of these sizes."""
+        width, attention = self.embed_ln.weight.shape[0], self.perceiver_resampler.layers[0][0]
+        values = {
+            "embed_dim": width,
+            "n_layer": len(self.transformer.h),
+            "n_head": self.transformer.config.n_head,
+            "seq_len": self.frames,
+            "lang_feat_dim": self.embed_lang.in_features,
+            "rgb_shape": self.patch * round(self.decoder_pos_embed.shape[1] ** 0.5),
+            "patch_size": self.patch,
+            "resampler_depth": len(self.perceiver_resampler.layers),
+            "resampler_heads": attention.heads,
+            "resampler_dim_head": attention.to_q.out_features // attention.heads,
+            "resampler_num_latents": self.latents,
+        }
+        return values if self.chunk is None else {**values, "chunk_size": self.chunk}
+
     def saved(self):
         """The state dict as the original would save it, without the frozen encoders."""
         state = hub_names({name: value for name, value in self.state_dict().items() if not name.startswith("model_")})
@@ -311,6 +329,55 @@ class OfficialGR1(nn.Module):
         }
 
 
+def seen(images, view=32):
+    """Return (..., H, W, 3) uint8 as the original reads it: scaled, resized (bicubic, antialias), then normalised."""
+    x = torch.from_numpy(images).flatten(0, -4).permute(0, 3, 1, 2).float() / 255
+    x = F.interpolate(x, (view, view), mode="bicubic", antialias=True)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    x = (x - mean[:, None, None]) / (std[:, None, None] + 1e-6)
+    return x.unflatten(0, images.shape[:-3])
+
+
+class OfficialRollout:
+    """The original's evaluation of one instruction: it looks back to what it saw when it planned, padding behind.
+
+    Args:
+        sentence: the instruction as (E,), from CLIP.
+        executed: actions of a plan before the next, the original's test_chunk_size.
+    """
+
+    def __init__(self, model, sentence, executed=1, view=32):
+        self.model, self.sentence, self.executed, self.view = model, sentence, executed, view
+        self.frames, self.plan = [], []
+
+    def act(self, static, gripper, robot_obs):
+        """Return the (7,) action of a step that sees (H, W, 3) images and a robot_obs (15,)."""
+        if not self.plan:
+            self.plan = list(self.step(static, gripper, robot_obs))
+        return self.plan.pop(0)
+
+    @torch.no_grad()
+    def step(self, static, gripper, robot_obs):
+        """Return the plan (executed, 7)."""
+        self.frames = [*self.frames, (static, gripper, robot_obs)][-self.model.frames :]
+        count, missing = len(self.frames), self.model.frames - len(self.frames)
+        images = []
+        for camera in (0, 1):
+            shown = [frame[camera] for frame in self.frames]
+            shown += [0 * shown[0]] * missing
+            images.append(torch.stack([seen(one[None], self.view)[0] for one in shown])[None])
+        states = torch.zeros(self.model.frames, 7)
+        states[:, 6] = -1
+        for i, frame in enumerate(self.frames):
+            states[i] = torch.from_numpy(frame[2][[0, 1, 2, 3, 4, 5, 14]]).float()
+        gripped = F.one_hot(((states[:, 6] + 1) / 2).long(), 2).float()
+        mask = (torch.arange(self.model.frames) < count).long()
+        said = self.model(*images, states[None, :, :6], gripped[None], self.sentence[None], mask[None])
+        arm, logits = said["arm"][0, count - 1], said["gripper"][0, count - 1]
+        opened = (torch.sigmoid(logits) > 0.5).float() * 2 - 1
+        return torch.cat([arm, opened[:, None]], dim=-1)[: self.executed].numpy()
+
+
 def inputs(model, batch=2, seed=0, text=24, sizes=(200, 84), view=32, padded=0):
     """The same robot window for the original and for ours; the last row has `padded` frames of padding."""
     import numpy as np
@@ -336,17 +403,10 @@ def inputs(model, batch=2, seed=0, text=24, sizes=(200, 84), view=32, padded=0):
         "components": torch.from_numpy(CALVIN.encode_components({"robot_obs": robot_obs})),
     }
 
-    def seen(array):  # scaled to 0..1, resized (bicubic, antialias, no clamping), then normalised
-        x = torch.from_numpy(array).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
-        x = F.interpolate(x, (view, view), mode="bicubic", antialias=True)
-        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-        x = (x - mean[:, None, None]) / (std[:, None, None] + 1e-6)
-        return x.unflatten(0, (batch, frames))
-
     opened = torch.from_numpy((robot_obs[..., 14] > 0).astype(np.int64))
     theirs = {
-        "rgb": seen(images[0]),
-        "hand": seen(images[1]),
+        "rgb": seen(images[0], view),
+        "hand": seen(images[1], view),
         "arm": torch.from_numpy(robot_obs[..., :6]).float(),
         "gripper": F.one_hot(opened, 2).float(),
         "mask": mask.long(),

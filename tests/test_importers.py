@@ -12,16 +12,16 @@ import torch
 
 pytest.importorskip("transformers")
 
-from official_reference import OfficialGR1, inputs
+import numpy as np
+from official_reference import OfficialGR1, OfficialRollout, inputs
+from original_files import openai_clip, openai_vocabulary
 
 from arvrm import cli
 from arvrm.interface import UserError
 from arvrm.model import backbones
 from arvrm.model.checkpoint import load_checkpoint
 from arvrm.model.published.forward import predict
-from arvrm.model.published.importers import PUBLISHED, ImportConfig, convert, import_checkpoint
-
-SMALL = {**PUBLISHED, "n_head": 4, "resampler_heads": 2}
+from arvrm.model.published.importers import ImportConfig, convert, import_checkpoint
 
 
 def original(chunk, seed=0, **sizes):
@@ -34,7 +34,7 @@ def files(tmp_path, model, **more):
     torch.save({"state_dict": {**model.saved(), **more}}, tmp_path / "policy.pth")
     decoder = {"mask_token": torch.zeros(1, 1, 8), "decoder_embed.weight": torch.zeros(8, 64)}
     torch.save({"model": {**model.model_mae.state_dict(), **decoder}}, tmp_path / "mae.pth")
-    (tmp_path / "configs.json").write_text(json.dumps({"n_head": 4, "resampler_heads": 2, "seq_len": 5, "lr_max": 1}))
+    (tmp_path / "configs.json").write_text(json.dumps({**model.configuration(), "lr_max": 1}))
     return ImportConfig(
         str(tmp_path / "policy.pth"),
         str(tmp_path / "ours"),
@@ -47,7 +47,7 @@ def files(tmp_path, model, **more):
 def test_imported_network_computes_what_the_original_computes(chunk, padded):
     model = original(chunk)
     mae = backbones.mae(model.model_mae.state_dict())
-    ours = convert(model.saved(), SMALL, ("mae", mae)).model
+    ours = convert(model.saved(), model.configuration(), ("mae", mae)).model
     mine, theirs = inputs(model, padded=padded)
     expected = model(**theirs)
     got = predict(ours, mine, images=True)
@@ -59,7 +59,7 @@ def test_imported_network_computes_what_the_original_computes(chunk, padded):
         difference[-1, :padded] = 0
         assert difference.max() < 1e-5, name
     actions = ours.act(mine)
-    assert torch.allclose(actions[..., :6], expected["arm"][:, -1].clamp(-1, 1), atol=1e-5)
+    assert torch.allclose(actions[..., :6], expected["arm"][:, -1], atol=1e-5) and actions.abs().max() > 1
     assert torch.equal(actions[..., 6], expected["gripper"][:, -1].sign())
 
 
@@ -82,7 +82,7 @@ def test_ar_vrms_second_variant_computes_what_the_original_computes(padded):
     model = original(4, dino=True, size=112)
     state = model.saved()
     state |= {name.replace("dino.", "ego_hand.", 1): t for name, t in state.items() if name.startswith("dino.")}
-    found = convert(state, SMALL, ("mae", backbones.mae(model.model_mae.state_dict())))
+    found = convert(state, model.configuration(), ("mae", backbones.mae(model.model_mae.state_dict())))
     second = found.model.config.published.second
     assert found.kind == "ar-vrm" and second.modulated and second.patches and not second.latents_have_time
     assert not any("as we know it" in reason for reason in found.left_out.values())
@@ -93,18 +93,24 @@ def test_ar_vrms_second_variant_computes_what_the_original_computes(padded):
 @pytest.mark.parametrize("padded", [0, 2])
 def test_ar_vrms_first_variant_computes_what_the_original_computes(padded):
     model = original(4, cls_only=True, size=112)  # 8 x 8 patches of 14, where its positions are for 5 x 5
-    found = convert(model.saved(), SMALL, ("mae", backbones.mae(model.model_mae.state_dict())))
+    found = convert(model.saved(), model.configuration(), ("mae", backbones.mae(model.model_mae.state_dict())))
     second = found.model.config.published.second
     assert found.kind == "ar-vrm" and not second.modulated and not second.patches and second.latents_have_time
     assert_computes_the_same(found.model, model, padded)
 
 
-def test_dinov2_without_its_weights_is_left_out_with_the_reason():
+def ar_without_dinov2(model):
+    """What AR-VRM's code has beside GR-Chunk's tensors where `novel` is true."""
+    names = ("embed_dino_img", "embed_dino_hand_img", "ar_matrix_norm", "ar_matrix.layers.0.norm1")
+    return {f"{name}.{end}": torch.zeros(64) for name in names for end in ("weight", "bias")}
+
+
+def test_what_ar_vrm_without_dinov2_does_not_read_is_left_out_with_the_reason():
     model = original(4)
-    extra = {"embed_dino_img.weight": torch.zeros(64, 64), "ar_matrix.layers.0.norm1.bias": torch.zeros(64)}
-    found = convert({**model.saved(), **extra}, SMALL, ("mae", backbones.mae(model.model_mae.state_dict())))
+    state = {**model.saved(), **ar_without_dinov2(model)}
+    found = convert(state, model.configuration(), ("mae", backbones.mae(model.model_mae.state_dict())))
     assert found.kind == "ar-vrm" and found.model.config.published.second is None
-    assert "which the file does not have" in found.left_out["embed_dino_img.weight"]
+    assert "which this variant does not have" in found.left_out["embed_dino_img.weight"]
     assert "human motion" in found.left_out["ar_matrix.layers.0.norm1.bias"]
 
 
@@ -113,7 +119,7 @@ def test_network_of_the_published_size_computes_what_the_original_computes():
     sizes = {"width": 384, "layers": 12, "heads": 12, "frames": 10, "latents": 9, "text": 512, "size": 224}
     sizes |= {"features": 768, "vit_layers": 12, "vit_heads": 12, "resampler": (3, 4, 128), "noise": 0.02}
     model = original(10, **sizes)
-    ours = convert(model.saved(), PUBLISHED, ("mae", backbones.mae(model.model_mae.state_dict()))).model
+    ours = convert(model.saved(), {}, ("mae", backbones.mae(model.model_mae.state_dict()))).model
     mine, theirs = inputs(model, batch=1, text=512, view=224)
     with torch.no_grad():
         expected = model(**theirs)
@@ -163,33 +169,277 @@ def test_frozen_encoder_inside_the_file_is_used(tmp_path):
     assert (predict(loaded.model, mine)["arm"] - model(**theirs)["arm"]).abs().max() < 1e-5
 
 
-def test_ar_vrm_tensors_that_the_robot_does_not_read_are_left_out_by_name(tmp_path):
+def test_unknown_tensors_are_refused_and_left_out_by_name_on_request(tmp_path, capsys):
     model = original(4)
     config = files(tmp_path, model, **{"ar_map": torch.ones(7, 21), "human_head.weight": torch.ones(3, 3)})
-    folder = import_checkpoint(config)
+    for kind in ("auto", "gr-chunk"):
+        with pytest.raises(UserError, match="ar_map, human_head.weight"):
+            import_checkpoint(dataclasses.replace(config, kind=kind))
+    folder = import_checkpoint(dataclasses.replace(config, kind="ar-vrm"))
     listed = json.loads((folder / "import.json").read_text())
     assert listed["kind"] == "ar-vrm"
     assert {"ar_map", "human_head.weight"} <= set(listed["left_out"])
+    assert "ar_map, human_head.weight" in capsys.readouterr().err
     mine, theirs = inputs(model)
     got = predict(load_checkpoint(folder).model, mine)
     assert (got["arm"] - model(**theirs)["arm"]).abs().max() < 1e-5
-    with pytest.raises(UserError, match="ar_map"):
-        import_checkpoint(dataclasses.replace(config, kind="gr-chunk", overwrite=True))
 
 
-@pytest.mark.parametrize("name", ["embed_state.bias", "transformer.h.1.mlp.c_proj.weight", "decoder_pos_embed"])
-def test_missing_tensor_is_refused_by_name(name):
+VARIANTS = {
+    "gr1": (None, {}),
+    "gr-chunk": (4, {}),
+    "films": (4, {"dino": True, "size": 112}),
+    "cls": (4, {"cls_only": True, "size": 112}),
+    "first": (4, {}),
+}
+
+
+def whole(variant):
+    """A file's tensors, its configuration and its image encoder."""
+    chunk, sizes = VARIANTS[variant]
+    model = original(chunk, **sizes)
+    state = model.saved() | (ar_without_dinov2(model) if variant == "first" else {})
+    return state, model.configuration(), ("mae", backbones.mae(model.model_mae.state_dict()))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_tensor_that_is_read_is_missed_by_name(variant):
+    state, values, encoder = whole(variant)
+    found = convert(state, values, encoder)
+    own = {"films": "dino.vision_backbone.", "cls": "dinov2_vitb14."}.get(variant, "mapped")
+    read = [name for name in state if name in found.mapped or name.startswith(own)]
+    telling = {"films": "dino.", "cls": "dinov2_vitb14."}.get(variant, "transformer.h.")
+    # One of three of those that stand alone, one of forty of those in layers.
+    some = [name for name in read if not name.startswith((telling, "perceiver", "decoder_blocks"))]
+    some += [name for name in read if name.startswith((telling, "perceiver", "decoder_blocks"))][::13]
+    some = some[::3]
+    for name in some:
+        with pytest.raises(UserError, match=name.replace(".", r"\.")) as raised:
+            convert({k: v for k, v in state.items() if k != name}, values, encoder)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("prefix", ["transformer.h.1.", "decoder_blocks.1.", "perceiver_resampler.layers.1."])
+def test_a_file_whose_last_layers_were_cut_off_is_refused(variant, prefix):
+    state, values, encoder = whole(variant)
+    state = {name: value for name, value in state.items() if not name.startswith(prefix)}
+    with pytest.raises(UserError, match=f"lacks {prefix}".replace(".", r"\.")):
+        convert(state, values, encoder)
+
+
+@pytest.mark.parametrize(
+    "variant, without, message",
+    [
+        ("films", "dino.", "has embed_dino_patch|has perceiver_resampler_dino|has no tensor dino"),
+        ("films", "dino.vision_backbone.encoder.layer.1.scale.", "layer.1.scale.weight"),
+        ("films", "dino.vision_backbone.encoder.layer.1.block.", "layer.1"),
+        ("films", "perceiver_resampler_dino.", "perceiver_resampler_dino.latents"),
+        ("cls", "dinov2_vitb14.blocks.1.ls2", "ls2.gamma"),
+        ("cls", "embed_dino_", "embed_dino_img.weight"),
+        ("gr-chunk", "action_chunk_queries.", "action_chunk_queries.weight"),
+        ("gr-chunk", "transformer.wpe.", "transformer.wpe.weight"),
+        ("first", "action_chunk_queries.", "action_chunk_queries.weight"),
+        ("gr-chunk", ("transformer.wpe.", "action_chunk_queries."), "chunk_size 4"),
+    ],
+)
+def test_a_file_is_not_taken_for_another_variant_when_it_lacks_something(variant, without, message):
+    state, values, encoder = whole(variant)
+    state = {name: value for name, value in state.items() if not name.startswith(without)}
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        convert(state, values, encoder)
+
+
+@pytest.mark.parametrize("variant, novel", [("films", True), ("cls", True), ("first", False), ("gr-chunk", False)])
+def test_a_configuration_that_says_another_variant_is_refused(variant, novel):
+    state, values, encoder = whole(variant)
+    with pytest.raises(UserError, match=f"novel {str(novel).lower()}"):
+        convert(state, {**values, "novel": novel}, encoder)
+    convert(state, {**values, "novel": not novel}, encoder)
+
+
+def test_ego_hand_is_another_name_of_dinov2_and_nothing_else():
+    state, values, encoder = whole("films")
+    copies = {name.replace("dino.", "ego_hand.", 1): t for name, t in state.items() if name.startswith("dino.")}
+    convert({**state, **copies}, values, encoder)
+    name = "ego_hand.vision_backbone.layernorm.bias"
+    with pytest.raises(UserError, match="differ"):
+        convert({**state, **copies, name: copies[name] + 1}, values, encoder)
+    with pytest.raises(UserError, match="has no tensor dino"):
+        convert({k: v for k, v in {**state, **copies}.items() if not k.startswith("dino.")}, values, encoder)
+
+
+@pytest.mark.parametrize("variant", ["gr1", "films", "cls"])
+def test_nan_infinity_and_integers_are_refused_by_name(variant):
+    state, values, encoder = whole(variant)
+    inside = {
+        "films": "dino.vision_backbone.encoder.layer.0.block.norm1.weight",
+        "cls": "dinov2_vitb14.blocks.0.norm1.weight",
+    }
+    for name in ("embed_state.weight", "transformer.h.1.ln_1.bias", inside.get(variant, "mask_token")):
+        for wrong in (float("nan"), float("-inf")):
+            value = state[name].clone()
+            value.view(-1)[-1] = wrong
+            with pytest.raises(UserError, match=f"{name} has NaN or infinity".replace(".", r"\.")):
+                convert({**state, name: value}, values, encoder)
+        with pytest.raises(UserError, match=f"{name} is of int64".replace(".", r"\.")):
+            convert({**state, name: state[name].long()}, values, encoder)
+
+
+@pytest.mark.parametrize(
+    "name, cut",
+    [("embed_lang.weight", (64, 10)), ("embed_timestep.weight", (3, 64)), ("transformer.wpe.weight", (9, 64))],
+)
+def test_tensors_of_other_shapes_are_refused_by_name(name, cut):
+    state, values, encoder = whole("gr-chunk")
+    message = rf"{name} is \({cut[0]}, {cut[1]}\), expected".replace(".", r"\.")
+    with pytest.raises(UserError, match=message):
+        convert({**state, name: state[name][: cut[0], : cut[1]]}, values, encoder)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"seq_len": 10}, "expected \\(10, 64\\)"),
+        ({"n_layer": 3}, "lacks transformer.h.2"),
+        ({"n_layer": 1}, "n_layer 1"),
+        ({"n_layer": 10**9}, "n_layer"),
+        ({"n_layer": True}, "n_layer True"),
+        ({"embed_dim": "wide"}, "embed_dim 'wide'"),
+        ({"embed_dim": 0}, "embed_dim 0"),
+        ({"n_head": 7}, "configuration is of no network"),
+        ({"lang_feat_dim": 512}, "embed_lang.weight"),
+        ({"resampler_num_media_embeds": 3}, "resampler_num_media_embeds 3"),
+        ({"act_dim": 8}, "act_dim 8"),
+        ({"frozen_text": False}, "frozen_text False; the text encoder was trained"),
+        ({"activation_function": "tanh"}, "tanh"),
+    ],
+)
+def test_a_configuration_that_contradicts_the_file_is_refused(change, message):
+    state, values, encoder = whole("gr-chunk")
+    with pytest.raises(UserError, match=message):
+        convert(state, {**values, **change}, encoder)
+
+
+def test_a_small_file_without_its_configuration_is_refused():
+    state, _, encoder = whole("gr-chunk")
+    with pytest.raises(UserError, match="lacks transformer.h.2.*n_layer 12.*--trained-with"):
+        convert(state, {}, encoder)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.module.", "module._orig_mod.", "module."])
+def test_wrapped_names_are_read_and_named_as_the_file_has_them(tmp_path, prefix):
     model = original(4)
-    state = model.saved()
-    del state[name]
-    with pytest.raises(UserError, match=name.replace(".", r"\.")):
-        convert(state, SMALL, ("mae", backbones.mae(model.model_mae.state_dict())))
+    config = files(tmp_path, model)
+    state = {prefix + name: value for name, value in model.saved().items()}
+    torch.save({"state_dict": state}, config.file)
+    listed = json.loads((import_checkpoint(config) / "import.json").read_text())
+    assert set(listed["mapped"]) | set(listed["left_out"]) == set(state)
+    del state[prefix + "embed_state.bias"]
+    torch.save({"state_dict": state}, config.file)
+    with pytest.raises(UserError, match=f"lacks {prefix}embed_state.bias".replace(".", r"\.")):
+        import_checkpoint(dataclasses.replace(config, overwrite=True))
 
 
-def test_configuration_that_contradicts_the_file_is_refused():
+def test_an_image_encoder_that_differs_from_the_files_own_is_refused(tmp_path):
+    model = original(None)
+    inside = {f"model_mae.{name}": value for name, value in model.model_mae.state_dict().items()}
+    config = files(tmp_path, model, **inside)
+    listed = json.loads((import_checkpoint(config) / "import.json").read_text())
+    assert any("equals" in note for note in listed["notes"])
+    torch.save({"model": original(None, seed=1).model_mae.state_dict()}, config.vision)
+    with pytest.raises(UserError, match="model_mae.*differs from --vision.*leave out --vision"):
+        import_checkpoint(dataclasses.replace(config, overwrite=True))
+
+
+def test_a_trained_image_encoder_must_be_in_the_file(tmp_path):
     model = original(4)
-    with pytest.raises(UserError, match="seq_len 5"):
-        convert(model.saved(), {**SMALL, "seq_len": 10}, ("mae", backbones.mae(model.model_mae.state_dict())))
+    config = files(tmp_path, model)
+    (tmp_path / "configs.json").write_text(json.dumps({**model.configuration(), "frozen_visual": False}))
+    with pytest.raises(UserError, match="frozen_visual false"):
+        import_checkpoint(config)
+
+
+def test_a_text_encoder_in_the_file_is_compared_with_the_one_that_will_be_read(tmp_path, capsys):
+    clip = openai_clip()[0]
+    torch.save(clip, tmp_path / "ViT-B-32.pt")
+    (tmp_path / "bpe_simple_vocab_16e6.txt").write_text(openai_vocabulary())
+    config = files(tmp_path, original(4), **{f"model_clip.{name}": value for name, value in clip.items()})
+    import_checkpoint(config)
+    assert "not compared with the file's own" in capsys.readouterr().err
+    config = dataclasses.replace(config, clip=str(tmp_path / "ViT-B-32.pt"), overwrite=True)
+    import_checkpoint(config)
+    assert "which equals the file's own" in capsys.readouterr().err
+    torch.save({**clip, "ln_final.bias": clip["ln_final.bias"] + 1}, config.clip)
+    with pytest.raises(UserError, match="model_clip.*differs from --clip"):
+        import_checkpoint(config)
+
+
+def test_an_originals_configuration_given_as_ours_says_where_it_belongs(tmp_path, capsys):
+    config = files(tmp_path, original(4))
+    arguments = [config.file, "--output", config.output, "--vision", config.vision, "--config", config.trained_with]
+    assert cli.main(["import-checkpoint", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert f"pass it as --trained-with {config.trained_with}" in error and len(error.splitlines()) == 1
+
+
+def rollout_frames(count, seed=3):
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        robot_obs = rng.uniform(-0.5, 0.5, 15)
+        robot_obs[3], robot_obs[14] = rng.choice([-3.1, 3.1]), rng.choice([-1.0, 1.0])
+        static, gripper = (rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for size in (200, 84))
+        yield static, gripper, robot_obs
+
+
+@pytest.mark.parametrize("chunk, executed, cache", [(None, 1, True), (4, 1, False), (4, 1, True), (4, 3, True)])
+def test_a_rollout_acts_as_the_original_evaluation_does(tmp_path, chunk, executed, cache):
+    from arvrm.evaluation.rollout import checked_chunk, needs_images
+    from arvrm.interface import Observation, PlanRequest
+    from arvrm.policy import load_policy
+    from arvrm.robots.calvin import CALVIN
+
+    torch.save(openai_clip()[0], tmp_path / "ViT-B-32.pt")
+    (tmp_path / "bpe_simple_vocab_16e6.txt").write_text(openai_vocabulary())
+    model = original(chunk)
+    model.pred_arm_act.weight.data *= 3
+    config = files(tmp_path, model)
+    (tmp_path / "configs.json").write_text(json.dumps({**model.configuration(), "test_chunk_size": executed}))
+    policy = load_policy(
+        import_checkpoint(dataclasses.replace(config, clip=str(tmp_path / "ViT-B-32.pt"))), cache=cache
+    )
+    assert policy.spec.execute_steps == executed and not policy.spec.bounded
+    sentence = policy.text.tokens(["open the drawer"])[0][0, 0]
+    official, observed, plan, largest = OfficialRollout(model, sentence, executed), {}, None, 0.0
+    for step, (static, gripper, robot_obs) in enumerate(rollout_frames(11)):
+        state = {"robot_obs": robot_obs, "target_pose": robot_obs[:6]}
+        images = {"rgb_static": static, "rgb_gripper": gripper} if needs_images(policy.spec, step) else {}
+        observed[step] = Observation(state, images)
+        if step % executed == 0:
+            history = tuple(observed[max(0, step + offset)] for offset in policy.spec.history_offsets)
+            request = PlanRequest("open the drawer", history, 0, step)
+            plan = checked_chunk(policy.plan([request])[0], policy.spec, request, CALVIN)
+        expected = official.act(static, gripper, robot_obs)
+        assert np.abs(plan[step % executed] - expected).max() < 2e-5, step
+        largest = max(largest, float(np.abs(expected[:6]).max()))
+    assert largest > 1, "something to clamp"
+
+
+def test_what_a_policy_may_not_say_is_refused_though_it_may_leave_the_range():
+    from arvrm.evaluation.rollout import checked_chunk
+    from arvrm.interface import PlanRequest, PolicySpec
+    from arvrm.robots.calvin import CALVIN
+
+    free, request = PolicySpec("calvin", bounded=False), PlanRequest("open", (), 0, 0)
+    chunk = np.array([[1.5, -2, 0, 0, 0, 0, 1]], np.float32)
+    assert np.array_equal(checked_chunk(chunk, free, request, CALVIN), chunk)
+    with pytest.raises(UserError, match="lie in"):
+        checked_chunk(chunk, PolicySpec("calvin"), request, CALVIN)
+    for column, value in ((6, 0.5), (6, 3.0), (0, np.nan), (0, np.inf)):
+        wrong = chunk.copy()
+        wrong[0, column] = value
+        with pytest.raises(UserError):
+            checked_chunk(wrong, free, request, CALVIN)
 
 
 def test_file_with_code_in_it_is_refused(tmp_path):

@@ -109,8 +109,12 @@ def test_missing_store_says_how_to_make_one(tmp_path):
 def test_run_starts_from_an_original_checkpoint(tmp_path):
     values = tiny(tmp_path)
     torch.manual_seed(1)
-    state = OfficialGR1(3, frames=4, text=24, resampler=(2, 4, 8), heads=12, width=96).saved()
-    torch.save({"state_dict": state}, tmp_path / "GR1_0.pth")
+    model = OfficialGR1(3, frames=4, text=24, resampler=(2, 4, 8), heads=12, width=96)
+    torch.save({"state_dict": model.saved()}, tmp_path / "GR1_0.pth")
+    other = {**values, "pretrained_ckpt_path": str(tmp_path / "GR1_0.pth"), "embed_dim": 32}
+    with pytest.raises(UserError, match="is no whole file of GR-Chunk"):
+        paper.finetune_config(paper.parse({**other, "n_layer": 2, "resampler_depth": 2}))
+    values |= model.configuration()
     config = paper.finetune_config(paper.parse({**values, "pretrained_ckpt_path": str(tmp_path / "GR1_0.pth")}))
     assert config.model.width == 96 and config.model.published.positions == 1024
     assert json.loads((Path(config.pretrained) / "import.json").read_text())["kind"] == "gr-chunk"

@@ -176,8 +176,16 @@ def checked_chunk(chunk: np.ndarray, spec: PolicySpec, request: PlanRequest, rob
         raise UserError(f"{place}: actions of shape {chunk.shape}, expected {expected}; mend the policy")
     if not np.isfinite(chunk).all():
         raise UserError(f"{place}: NaN or infinity in actions; the checkpoint is broken, train it again")
-    robot.check_actions(f"{place}: actions", chunk)
+    robot.check_actions(f"{place}: actions", chunk if spec.bounded else within_range(chunk, robot))
     return chunk[: spec.execute_steps]
+
+
+def within_range(actions: np.ndarray, robot: Robot) -> np.ndarray:
+    """Return actions (n, A) with the continuous ones brought back to -1..1, to check all else about them."""
+    encoded = np.array(robot.encode_actions(actions), copy=True)
+    continuous = encoded[:, : robot.actions.continuous]
+    np.clip(continuous, -1.0, 1.0, out=continuous)
+    return robot.decode_actions(encoded)
 
 
 def check_robots(spec: PolicySpec, world: World) -> None:

@@ -110,6 +110,11 @@ class PolicyNet(nn.Module):
         return cast(ImageHead, self.image_heads[number % len(self.image_heads)])
 
     @property
+    def bounded(self) -> bool:
+        """Whether planned continuous numbers are clamped to [-1, 1]."""
+        return self.config.published is None or self.config.published.clamp_actions
+
+    @property
     def map_by_words(self) -> bool:
         """Whether the map depends on the language token."""
         return self.analogy is not None and self.analogy.by_words
@@ -227,15 +232,15 @@ class PolicyNet(nn.Module):
                 `clips` matter only with `analogy.at_rollout` on.
 
         Returns:
-            (B, C, A) float32, as `Robot.encode_actions` has them: continuous numbers clamped to [-1, 1], binary ones
-            exactly -1 or 1.
+            (B, C, A) float32, as `Robot.encode_actions` has them: continuous numbers clamped to [-1, 1] (unless
+            `published.clamp_actions` is false), binary ones exactly -1 or 1.
         """
         expect_frames(batch, *self.roles)
         z_l = self.vlm.language(batch["text"], batch["text_mask"])
         encoded: Mapping[str, Any] = batch if "static_tokens" in batch else self.encode(batch, z_l)
         outputs, _ = self.transform(batch, z_l, encoded, (), last=True)
         continuous, logits = self.head(outputs["action"])
-        return _actions(continuous.clamp(-1.0, 1.0), logits)[:, -1]
+        return _actions(continuous.clamp(-1.0, 1.0) if self.bounded else continuous, logits)[:, -1]
 
     def transform(
         self,

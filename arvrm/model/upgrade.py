@@ -115,6 +115,9 @@ def upgraded_model(values: Mapping[str, Any], place: str) -> dict[str, Any]:
             if "timed" in second:
                 second["latents_have_time"] = second.pop("timed")
             published["second"] = second
+        if published["state"] != "official":
+            # One of ours with a published part: it goes on acting as it did.
+            published |= {"clamp_actions": True, "history": "stride"}
         values["published"] = published
     return values
 

@@ -54,13 +54,16 @@ class CheckpointPolicy:
         steps = execute_steps or self.metadata.execute_steps or max(1, round(0.9 * self.config.chunk))
         if not 1 <= steps <= self.config.chunk:
             raise UserError(f"execute_steps: {steps}; this checkpoint plans chunks of {self.config.chunk} actions")
-        vision = self.config.vision
+        vision, published = self.config.vision, getattr(self.config, "published", None)
+        if published is not None and published.history == "plans":
+            self.stride = int(steps)
         self.spec = PolicySpec(
             robot=self.robot.name,
             image_sizes={camera.name: self.metadata.images[camera.name] for camera in self.robot.cameras},
             history_offsets=tuple(range(-(self.history - 1) * self.stride, 1, self.stride)),
             execute_steps=int(steps),
             batch=batch,
+            bounded=getattr(self.net, "bounded", True),
         )
         self.text = TextEncoder(self.config.text)
         self.retriever = retriever

@@ -59,6 +59,10 @@ class PublishedConfig:
         image_decoder: one is "shared" by the cameras, and reads and predicts the images as the ViT sees them; or "each"
             has its own, as in ours.
         image_decoder_heads: of its attention; null: the transformer's.
+        clamp_actions: bring planned continuous actions back to [-1, 1], as ours does; false: leave them, as no
+            published code, wrapper or simulator clips them.
+        history: what a rollout looks back to: the last frames at which it made "plans", as the published evaluations
+            do, or frames at the "stride" of training, as ours does. Alike where each plan executes one action.
     """
 
     activation: Literal["gelu", "relu"] = "relu"
@@ -74,5 +78,7 @@ class PublishedConfig:
     head_activation: Literal["gelu", "none"] = "none"
     image_decoder: Literal["each", "shared"] = "shared"
     image_decoder_heads: int | None = bounded(None, least=1, most=4096)
+    clamp_actions: bool = False
+    history: Literal["plans", "stride"] = "plans"
 
     __post_init__ = check_bounds

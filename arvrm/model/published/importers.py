@@ -4,19 +4,20 @@
     gr-chunk GR1_*.pth              chunk of actions, GPT-2's position embedding (EDiRobotics/GR1-Training)
     ar-vrm   AR_*.pth               the same with more tensors (idejie/AR)
 
-AR-VRM's code has two variants: the first's robot side is GR-Chunk's; the second (ABCD) reads a frozen DINOv2-B beside
-MAE, its CLS token only, or modulated by language and with patches. Which it is, the tensors tell.
+AR-VRM's code has three variants: the first's robot side is GR-Chunk's; the others read a frozen DINOv2-B beside MAE,
+its CLS token only, or modulated by language and with patches (`variants.VARIANTS`). Which it is, the tensors tell.
 
-All compute one network, which `PolicyNet` computes too under the switches that `official_config` sets. Every
-tensor of a file is mapped, or named among those left out; every tensor of ours that the file lacks is named as new.
+All compute one network, which `PolicyNet` computes too under the switches that `official_config` sets. A file must have
+every tensor that its variant reads, of the shapes that its configuration says (given, or else the published one). What
+else it has is named among those left out, or refused; every tensor of ours that no file has is named as new.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,56 +28,30 @@ from torch import Tensor
 from arvrm.files import read_json
 from arvrm.interface import UserError
 from arvrm.model import backbones
+from arvrm.model.backbones import Weights
 from arvrm.model.checkpoint import save_checkpoint
 from arvrm.model.config import ModelConfig, VisionConfig
 from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.policy_net import PolicyNet
 from arvrm.model.published.config import SecondVisionConfig
+from arvrm.model.published.names import original_shape, ours, tensor_names
 from arvrm.model.published.presets import CLIP, NETWORK, published_model
+from arvrm.model.published.variants import FILM, Variant, check_copies, check_depth, check_whole, recognised, why_unread
 from arvrm.model.vit import pretrained_model
 from arvrm.robots.calvin import CALVIN
 
-PUBLISHED: dict[str, Any] = {
-    **{
-        key: NETWORK[key]
-        for key in (
-            "n_head",
-            "activation_function",
-            "dropout",
-            "resampler_heads",
-            "decoder_heads",
-            "test_chunk_size",
-            "rgb_static_pad",
-            "rgb_gripper_pad",
-            "arm_loss_ratio",
-        )
-    },
-    "seq_len": None,
-    "chunk_size": None,
-}
-"""What shapes do not tell, with the published configurations' values; None: read from the tensors, and compared."""
-
+LARGEST = 1 << 16
+"""Of a number in a configuration."""
 Vit = Literal["mae", "dinov2"]
-IMAGE_QUERIES = ("obs_queries", "obs_hand_queries")
-UNUSED = (
-    ("transformer.wte.", "GPT-2's table of words; inputs are embeddings"),
-    ("model_clip.", "CLIP, frozen; read from text.path when a policy is loaded"),
-)
-AR_ONLY = {
-    "ego_hand.": "another name of DINOv2's tensors",
-    "ar_matrix": "read only with human motion, which the released code never gives",
-}
-DINO_ONLY = {
-    "embed_dino_": "read only with DINOv2, which the file does not have",
-    "perceiver_resampler_dino.": "read only with DINOv2, which the file does not have",
-}
-DINO_READ = dict.fromkeys(
-    ("dino.vision_backbone.", "dinov2_vitb14."), "the second frozen image encoder, loaded under its own names"
-)
-MODULATED, PLAIN = "dino.vision_backbone.", "dinov2_vitb14."
-"""Where AR-VRM's two ways to use DINOv2 keep it."""
 BEYOND = "no part of the robot's forward pass as we know it"
-BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)$")
+FIXED = {
+    "act_dim": 7,
+    "state_dim": 7,
+    "use_hand_rgb": True,
+    "resampler_num_media_embeds": 1,
+    "frozen_text": True,
+}
+"""What an original's configuration may say, and can be imported with this value only."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +79,13 @@ class ImportConfig:
     trained_with: str | None = None
     overwrite: bool = False
 
+    @staticmethod
+    def explain_unknown(keys: Collection[str], place: str) -> str | None:
+        """Say what a configuration with these keys, which are not this one's, is; None: not known."""
+        if not set(keys) & (set(NETWORK) | set(FIXED)):
+            return None
+        return f"is the configuration of an original; pass it as --trained-with {place}"
+
 
 @dataclass(frozen=True)
 class Imported:
@@ -116,6 +98,7 @@ class Imported:
         left_out: original names to the reason.
         new: names of ours that the file does not have, which hold their first random values: the human side.
         metadata: for the checkpoint.
+        notes: what else was decided.
     """
 
     model: PolicyNet
@@ -124,315 +107,266 @@ class Imported:
     left_out: dict[str, str]
     new: list[str]
     metadata: CheckpointMetadata
+    notes: tuple[str, ...] = ()
 
 
-def import_checkpoint(config: ImportConfig) -> Path:
+def import_checkpoint(config: ImportConfig, trained_with: Mapping[str, Any] | None = None) -> Path:
     """Convert a file and write a checkpoint folder with import.json, which lists every tensor's fate.
 
+    Args:
+        trained_with: what the file `config.trained_with` would say.
+
     Raises:
-        UserError: the file cannot be read, is of no known kind, or does not fit the configuration.
+        UserError: the file cannot be read, is of no known kind, is not whole, or does not fit the configuration.
     """
     tensors = backbones.read_tensors(config.file)
-    settings = _settings(config.trained_with)
-    encoder = _encoder(config, tensors)
-    found = convert(tensors, settings, encoder, config.kind, config.clip, config.file)
-    listed = {"file": config.file, "kind": found.kind, "mapped": found.mapped, "left_out": found.left_out}
-    listed["new"] = found.new
+    given = _given(config.trained_with) if trained_with is None else dict(trained_with)
+    encoder, notes = _encoder(config, tensors, given)
+    notes += _text_notes(config, tensors)
+    by = config.trained_with or "the published configuration"
+    found = convert(tensors, given, encoder, config.kind, config.clip, config.file, by)
+    own = tensors.prefix
+    listed = {
+        "file": config.file,
+        "kind": found.kind,
+        "mapped": {own + name: targets for name, targets in found.mapped.items()},
+        "left_out": {own + name: reason for name, reason in found.left_out.items()},
+        "new": found.new,
+        "notes": notes,
+    }
 
     def extra(folder: Path) -> None:
         (folder / "import.json").write_text(json.dumps(listed, indent=1) + "\n")
 
     folder = save_checkpoint(config.output, found.model, found.metadata, config.overwrite, extra)
     print(f"{config.file}: {found.kind}, {len(found.mapped)} tensors mapped", file=sys.stderr)
-    for name, reason in found.left_out.items():
-        print(f"left out: {name} ({reason})", file=sys.stderr)
-    if any(reason == BEYOND for reason in found.left_out.values()):
+    for reason in dict.fromkeys(found.left_out.values()):
+        names = [own + name for name, why in found.left_out.items() if why == reason]
+        # What might matter is named; hundreds of tensors of a frozen encoder are not.
+        shown = ", ".join(names) if reason == BEYOND else names[0] + (f" and {len(names) - 1} more" * (len(names) > 1))
+        print(f"left out: {shown} ({reason})", file=sys.stderr)
+    if BEYOND in found.left_out.values():
         print("warning: if the original's forward pass reads one of the last, outputs differ", file=sys.stderr)
+    for note in notes:
+        print(note, file=sys.stderr)
     print(f"new, not in the file: {len(found.new)} tensors of the human side (import.json lists them)", file=sys.stderr)
     return folder
 
 
 def convert(
-    tensors: dict[str, Tensor],
-    settings: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    given: Mapping[str, Any],
     encoder: tuple[Vit, Any],
     kind: str = "auto",
     clip: str = CLIP,
     place: str = "checkpoint",
+    by: str = "its configuration",
 ) -> Imported:
     """Turn an original state dict into a `PolicyNet`.
 
     Args:
-        tensors: original names to tensors.
-        settings: keys of `PUBLISHED`.
+        tensors: original names to tensors; all that the variant has, of the shapes that its configuration says.
+        given: values of the configuration it was trained with; what it does not say is as published (`NETWORK`).
         encoder: "mae" or "dinov2" and the transformers model.
         kind, clip: as in `ImportConfig`.
-        place: names the file in messages.
+        place, by: name the file and the configuration in messages.
 
     Raises:
-        UserError: a tensor is missing, unknown (except in AR-VRM's files), or of a wrong shape.
+        UserError: a tensor is missing, unknown, of a wrong shape, or not of finite numbers.
     """
-    if "embed_arm_state.weight" not in tensors or "transformer.h.0.ln_1.weight" not in tensors:
-        raise UserError(f"{place}: has no embed_arm_state or transformer; it is no checkpoint of GR-1's family")
-    second = _second(tensors, place)
-    config = official_config(tensors, settings, encoder, clip, place, second and second[0])
-    names = tensor_names(config, tensors) | (second[1] if second else {})
-    left_out, unknown, foreign = {}, [], AR_ONLY | (DINO_READ if second else DINO_ONLY)
-    of_ar = second is not None or any(name.startswith(tuple(AR_ONLY | DINO_ONLY)) for name in tensors)
+    tensors = tensors if isinstance(tensors, Weights) else Weights(tensors)
+    variant, mark = recognised(tensors, kind, given, place)
+    title = variant.title + (f" (it has {tensors.prefix}{mark})" if mark else "")
+    values = _values(given, variant, place)
+    check_depth(tensors, values, title, by, place)
+    second = _second(tensors, variant, values, place) if variant.second else None
+    config = official_config(values, encoder, clip, place, second and second[0])
+    names = tensor_names(config, variant.chunk)
+    with torch.device("meta"):
+        planned = PolicyNet(config, CALVIN).state_dict()
+    films = [name for name in planned if re.search(r"^second\..*\.(scale|shift)\.", name)]
+    names |= {variant.dino[0] + name.removeprefix("second.encoder.model."): [name] for name in films}
+    left_out, unknown = {}, []
     for name in tensors:
-        if name in names:
-            continue
-        reason = next((why for prefix, why in UNUSED if name.startswith(prefix)), None)
-        if BUFFERS.search(name):
-            reason = "the causal mask, a constant"
-        elif name.startswith("model_mae."):
-            reason = "the frozen image encoder, loaded under its own names"
-        reason = reason or next((why for prefix, why in foreign.items() if name.startswith(prefix)), None)
-        if reason is None:
-            unknown.append(name)
-        else:
-            left_out[name] = reason
-    if kind == "auto":
-        kind = "ar-vrm" if unknown or of_ar else "gr-chunk" if "action_chunk_queries.weight" in tensors else "gr1"
-    if unknown and kind != "ar-vrm":
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        raise UserError(f"{place}: {', '.join(unknown[:3])}{more} are not of {kind}; pass --kind ar-vrm to leave them")
+        if name not in names:
+            reason = None if FILM.search(name) else why_unread(name, variant)
+            if reason is None:
+                unknown.append(name)
+            else:
+                left_out[name] = reason
+    leave = kind == "ar-vrm"
+    expected = {name: original_shape(name, targets, planned, config) for name, targets in names.items()}
+    refused = [name for name in unknown if FILM.search(name) or not leave]
+    check_whole(tensors, expected, refused, title, by, place)
+    check_copies(tensors, variant, place)
+    for name in names:
+        backbones.check_numbers(tensors[name], f"{place}: {tensors.prefix}{name}")
     left_out |= dict.fromkeys(unknown, BEYOND)
 
     torch.manual_seed(0)  # of the human side, which no file has
     net = PolicyNet(config, CALVIN)
     own = net.state_dict()
-    values = {f"vlm.static_encoder.model.{name}": value for name, value in encoder[1].state_dict().items()}
-    for name, targets in names.items():
-        if name not in tensors:
-            raise UserError(f"{place}: has no tensor {name!r}; the file is not whole, or of another model")
-        values |= _mapped(name, tensors[name].detach().float(), targets, config)
-    values |= second[2] if second else {}
-    if "action_chunk_queries.weight" in tensors:
-        # A chunk's queries are offsets from the one query of GR-1.
-        values["action_queries"] = values["action_queries"] + tensors["action_chunk_queries.weight"].float()
-    values["image_queries"] = torch.stack([tensors[f"{name}.weight"].float() for name in IMAGE_QUERIES])
-    for name, value in values.items():
-        if name not in own or own[name].shape != value.shape:
-            shape = tuple(own[name].shape) if name in own else "nothing"
-            raise UserError(f"{place}: {name} would be {tuple(value.shape)}, expected {shape}; check --trained-with")
-    new = [name for name in own if name not in values]
-    net.load_state_dict({**{name: own[name] for name in new}, **values}, strict=True)
+    found = {f"vlm.static_encoder.model.{name}": value for name, value in encoder[1].state_dict().items()}
+    found |= ours(tensors, names, config) | (second[1] if second else {})
+    new = [name for name in own if name not in found]
+    net.load_state_dict({**{name: own[name] for name in new}, **found}, strict=True)
     metadata = CheckpointMetadata(
         stage="finetune",
         history=config.max_frames,
         stride=1,
         images={"rgb_static": config.vision.static_size, "rgb_gripper": config.vision.gripper_size},
-        execute_steps=min(int(settings["test_chunk_size"]), config.chunk),
-        imported={"file": Path(place).name, "kind": kind},
+        execute_steps=min(int(values["test_chunk_size"]), config.chunk),
+        imported={"file": Path(place).name, "kind": variant.kind},
     )
-    return Imported(net.eval(), kind, names, left_out, new, metadata)
+    return Imported(net.eval(), variant.kind, names, left_out, new, metadata)
 
 
 def official_config(
-    tensors: dict[str, Tensor],
-    settings: dict[str, Any],
+    values: Mapping[str, Any],
     encoder: tuple[Vit, Any],
     clip: str,
     place: str,
     second: SecondVisionConfig | None = None,
 ) -> ModelConfig:
     """Return the configuration under which `PolicyNet` computes what the original computes."""
-    try:
-        width = tensors["embed_ln.weight"].shape[0]
-        inner = tensors["perceiver_resampler.layers.0.0.to_q.weight"].shape[0]
-        frames = tensors["embed_timestep.weight"].shape[0]
-        latents = tensors["perceiver_resampler.latents"].shape[0]
-        text = tensors["embed_lang.weight"].shape[1]
-        pixels = tensors["decoder_pred.weight"].shape[0]
-        cells = tensors["decoder_pos_embed"].shape[1]
-        media = tensors["perceiver_resampler.media_pos_emb"].shape[0]
-    except KeyError as error:
-        raise UserError(f"{place}: has no tensor {error}; the file is not whole, or of another model") from error
-    chunk = tensors["action_chunk_queries.weight"].shape[0] if "action_chunk_queries.weight" in tensors else 1
-    for key, value in (("seq_len", frames), ("chunk_size", chunk)):
-        if settings[key] not in (None, value):
-            raise UserError(f"{place}: was made with {key} {value}, the configuration says {settings[key]}; correct it")
-    if media != 1:
-        raise UserError(f"{place}: its resampler reads {media} media, this one reads one; give another file")
-    patch = round((pixels / 3) ** 0.5)
     own = encoder[1].config
-    input_size = patch * round(cells**0.5)
-    wpe = tensors.get("transformer.wpe.weight")
-    values = {
-        **NETWORK,
-        **settings,
-        "rgb_shape": None if input_size == own.image_size else input_size,
-        "patch_size": patch,
-        "embed_dim": width,
-        "n_layer": _count(tensors, r"transformer\.h\.(\d+)\."),
-        "n_positions": 0 if wpe is None else wpe.shape[0],
-        "resampler_depth": _count(tensors, r"perceiver_resampler\.layers\.(\d+)\."),
-        "resampler_dim_head": inner // settings["resampler_heads"],
-        "resampler_num_latents": latents,
-        "seq_len": frames,
-        "chunk_size": chunk,
-        "lang_feat_dim": text,
-    }
-    return published_model(
-        values,
-        encoder[0],
-        place,
-        clip=clip,
-        backbone=own.to_diff_dict(),
-        second=second and replace(second, input_size=input_size),
-        decoder_layers=_count(tensors, r"decoder_blocks\.(\d+)\."),
-    )
-
-
-def tensor_names(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, list[str]]:
-    """Return, for each tensor that is mapped, its names in a `PolicyNet`."""
-    names = {
-        "embed_timestep.weight": ["vlm.time"],
-        "perceiver_resampler.latents": ["vlm.resampler.latents"],
-        "perceiver_resampler.media_pos_emb": ["vlm.resampler.position"],
-        "action_queries.weight": ["action_queries"],
-        "obs_queries.weight": ["image_queries"],
-        "obs_hand_queries.weight": ["image_queries"],
-        "mask_token": ["image_heads.0.mask"],
-        "decoder_pos_embed": ["image_heads.0.position"],
-    }
-    if "action_chunk_queries.weight" in tensors:
-        names["action_chunk_queries.weight"] = ["action_queries"]
-    published = config.published
-    assert published is not None
-    if published.positions:
-        names["transformer.wpe.weight"] = ["positions"]
-    both = {
-        "embed_arm_state": "state_token.arm",
-        "embed_gripper_state": "state_token.gripper",
-        "embed_state": "state_token.join",
-        "embed_lang": "vlm.text.project",
-        "embed_img": "vlm.static_tokens.cls",
-        "embed_patch": "vlm.static_tokens.patch",
-        "embed_hand_img": "gripper_tokens.cls",
-        "embed_hand_patch": "gripper_tokens.patch",
-        "embed_ln": "vlm.transformer.norm_in",
-        "transformer.ln_f": "vlm.transformer.norm_out",
-        "perceiver_resampler.norm": "vlm.resampler.norm_out",
-        "pred_act_mlps.0": "head.layers.0",
-        "pred_act_mlps.1": "head.layers.2",
-        "pred_arm_act": "head.arm",
-        "pred_gripper_act": "head.gripper",
-        "decoder_embed": "image_heads.0.embed",
-        "decoder_norm": "image_heads.0.norm",
-        "decoder_pred": "image_heads.0.pixels",
-    }
-    for i in range(config.layers):
-        old, new = f"transformer.h.{i}", f"vlm.transformer.blocks.{i}"
-        both |= {f"{old}.ln_1": f"{new}.norm_attention", f"{old}.ln_2": f"{new}.norm_mlp"}
-        both |= {f"{old}.attn.c_proj": f"{new}.out"}
-        both |= {f"{old}.mlp.c_fc": f"{new}.mlp.0", f"{old}.mlp.c_proj": f"{new}.mlp.2"}
-        for end in (".weight", ".bias"):
-            names[f"{old}.attn.c_attn{end}"] = [f"{new}.query{end}", f"{new}.key_value{end}"]
-    for i in range(config.image_decoder_layers):
-        old, new = f"decoder_blocks.{i}", f"image_heads.0.blocks.{i}"
-        both |= {f"{old}.norm1": f"{new}.norm_attention", f"{old}.norm2": f"{new}.norm_mlp"}
-        both |= {f"{old}.attn.qkv": f"{new}.qkv", f"{old}.attn.proj": f"{new}.out"}
-        both |= {f"{old}.mlp.fc1": f"{new}.mlp.0", f"{old}.mlp.fc2": f"{new}.mlp.2"}
-    resamplers = {"perceiver_resampler": "vlm.resampler"}
-    if published.second is not None:
-        both |= {"embed_dino_img": "second.cls.static", "embed_dino_hand_img": "second.cls.gripper"}
-        if published.second.patches:
-            both |= {"embed_dino_patch": "second.patch.static", "embed_dino_hand_patch": "second.patch.gripper"}
-            both |= {"perceiver_resampler_dino.norm": "second.resampler.norm_out"}
-            names["perceiver_resampler_dino.latents"] = ["second.resampler.latents"]
-            names["perceiver_resampler_dino.media_pos_emb"] = ["second.resampler.position"]
-            resamplers["perceiver_resampler_dino"] = "second.resampler"
-    for (theirs, ours), i in itertools.product(resamplers.items(), range(config.resampler_layers)):
-        old, new = f"{theirs}.layers.{i}", f"{ours}.layers.{i}"
-        both |= {f"{old}.0.norm_media": f"{new}.norm_patches", f"{old}.0.norm_latents": f"{new}.norm_latents"}
-        both |= {f"{old}.1.0": f"{new}.norm_mlp"}
-        for a, b in (
-            ("0.to_q", "query"),
-            ("0.to_kv", "key_value"),
-            ("0.to_out", "out"),
-            ("1.1", "up"),
-            ("1.3", "down"),
-        ):
-            names[f"{old}.{a}.weight"] = [f"{new}.{b}.weight"]
-    for old, new in both.items():
-        names |= {old + end: [new + end] for end in (".weight", ".bias")}
-    return names
-
-
-def _mapped(name: str, value: Tensor, targets: list[str], config: ModelConfig) -> dict[str, Tensor]:
-    """Return our tensors for one of the original's."""
-    if name in ("action_chunk_queries.weight", "obs_queries.weight", "obs_hand_queries.weight"):
-        return {}  # joined with their partners
-    if re.search(r"\.(c_attn|c_proj|c_fc)\.weight$", name):
-        value = value.T.contiguous()  # GPT-2's layers are stored input by output
-    if ".attn.c_attn." in name:
-        return {targets[0]: value[: config.width].clone(), targets[1]: value[config.width :].clone()}
-    if name == "mask_token" or name.endswith(".media_pos_emb"):
-        value = value.flatten()
-    if name == "decoder_pos_embed":
-        value = value[0]
-    return {targets[0]: value.clone()}
+    size = values["rgb_shape"]
+    try:
+        return published_model(
+            {**values, "rgb_shape": None if size == own.image_size else size},
+            encoder[0],
+            place,
+            clip=clip,
+            backbone=own.to_diff_dict(),
+            second=second and replace(second, input_size=size),
+        )
+    except ValueError as error:
+        raise UserError(f"{place}: its configuration is of no network ({error}); correct it") from error
 
 
 def _second(
-    tensors: dict[str, Tensor], place: str
-) -> tuple[SecondVisionConfig, dict[str, list[str]], dict[str, Tensor]] | None:
-    """Return AR-VRM's DINOv2: how it is used, which tensors are read for it, and ours; None where there is none."""
-    modulated = any(name.startswith(MODULATED) for name in tensors)
-    prefix = MODULATED if modulated else PLAIN
-    inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    if not inside:
-        return None
-    films = {name: t for name, t in inside.items() if re.match(r"encoder\.layer\.\d+\.(scale|shift)\.", name)}
-    base = {name.replace(".block.", ".", 1): t for name, t in inside.items() if name not in films}
-    if modulated:
-        model = backbones.dinov2_hub(base, place)
+    tensors: Weights, variant: Variant, values: Mapping[str, Any], place: str
+) -> tuple[SecondVisionConfig, dict[str, Tensor]]:
+    """Return AR-VRM's DINOv2: how it is used, and its own tensors under our names."""
+    inside = tensors.part(variant.dino[0])
+    films = variant.second == "films"
+    base = Weights({n: t for n, t in inside.items() if not FILM.search(variant.dino[0] + n)}, inside.prefix)
+    if not base:
+        raise UserError(
+            f"{place}: is of {variant.title}, and has no tensor {tensors.prefix}{variant.dino[0]}*; give the whole file"
+        )
+    if films:
+        model = backbones.dinov2_hub(base, place, variant.dino[1])
     else:  # the authors' own code, by torch.hub
-        if "decoder_pos_embed" in tensors and "decoder_pred.weight" in tensors and "pos_embed" in base:
-            size = tensors["decoder_pos_embed"].shape[1] ** 0.5 * (tensors["decoder_pred.weight"].shape[0] / 3) ** 0.5
-            side = round(size) // base["patch_embed.proj.weight"].shape[-1]
+        if "pos_embed" in base and "patch_embed.proj.weight" in base:
+            side = values["rgb_shape"] // base["patch_embed.proj.weight"].shape[-1]
             base["pos_embed"] = backbones.dinov2_positions(base["pos_embed"], side)
         model = backbones.dinov2(base, place)
     config = SecondVisionConfig(
-        backbone=model.config.to_diff_dict(), modulated=modulated, patches=modulated, latents_have_time=not modulated
+        backbone=model.config.to_diff_dict(), modulated=films, patches=films, latents_have_time=not films
     )
-    values = {}
-    for name, value in model.state_dict().items():
-        if modulated:
-            name = re.sub(r"^(encoder\.layer\.\d+)\.", r"\1.block.", name)
-        values[f"second.encoder.model.{name}"] = value
-    values |= {f"second.encoder.model.{name}": value.detach().float() for name, value in films.items()}
-    names = {prefix + name: [f"second.encoder.model.{name}"] for name in films}
-    return config, names, values
+    block = r"\1.block." if films else r"\1."
+    found = {re.sub(r"^(encoder\.layer\.\d+)\.", block, name): value for name, value in model.state_dict().items()}
+    return config, {f"second.encoder.model.{name}": value for name, value in found.items()}
 
 
-def _settings(file: str | None) -> dict[str, Any]:
-    if file is None:
-        return dict(PUBLISHED)
-    given = read_json(file, "give the original's JSON configuration")
-    return {key: given.get(key, value) for key, value in PUBLISHED.items()}
+def _given(file: str | None) -> dict[str, Any]:
+    return {} if file is None else read_json(file, "give the original's JSON configuration")
 
 
-def _encoder(config: ImportConfig, tensors: dict[str, Tensor]) -> tuple[Vit, Any]:
-    """Return the kind and the model of the frozen image encoder."""
-    inside = {n.removeprefix("model_mae."): t for n, t in tensors.items() if n.startswith("model_mae.")}
-    if config.vision is None and not inside:
+def _values(given: Mapping[str, Any], variant: Variant, place: str) -> dict[str, Any]:
+    """Return all values of the keys of `NETWORK`: given ones, or else as published."""
+    for key, value in FIXED.items():
+        if key in given and given[key] != value:
+            why = "the text encoder was trained with it, and CLIP's own would be read in its place"
+            raise UserError(
+                f"{place}: its configuration says {key} {given[key]!r}; "
+                f"{why if key == 'frozen_text' else f'only {value!r} is known'}, so it cannot be imported"
+            )
+    values = {**NETWORK, **{key: given[key] for key in NETWORK if key in given}}
+    for key, published in NETWORK.items():
+        value, kind = values[key], type(published)
+        number = kind in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool)
+        fits = isinstance(value, kind) or (kind is float and number)
+        if not fits or (number and not 0 <= value <= LARGEST) or (kind is int and not isinstance(value, int)):
+            raise UserError(f"{place}: its configuration says {key} {value!r}; give a value like {published!r}")
+        if kind is int and isinstance(value, int) and value < 1 and key not in ("rgb_static_pad", "rgb_gripper_pad"):
+            raise UserError(f"{place}: its configuration says {key} {value!r}; give a value like {published!r}")
+    # The published code always trains with its image heads.
+    values |= {"fwd_pred": True}
+    return values if variant.chunk else values | {"chunk_size": 1, "n_positions": 0}
+
+
+def _encoder(config: ImportConfig, tensors: Weights, given: Mapping[str, Any]) -> tuple[tuple[Vit, Any], list[str]]:
+    """Return the kind and the model of the frozen image encoder, and what to say of it."""
+    inside = tensors.part("model_mae.")
+    if not inside and (config.vision is None or given.get("frozen_visual") is False):
+        trained = " (frozen_visual false: it was trained)" if given.get("frozen_visual") is False else ""
         raise UserError(
-            f"{config.file}: does not contain its frozen image encoder; pass --vision mae_pretrain_vit_base.pth "
-            "(or a directory or hub name, such as facebook/vit-mae-base)"
+            f"{config.file}: does not contain its image encoder{trained}; "
+            + ("give the file with it" if trained else "pass --vision mae_pretrain_vit_base.pth ")
+            + ("" if trained else "(or a directory or hub name, such as facebook/vit-mae-base)")
         )
+    held = _vit(inside, config.encoder, config.file) if inside else None
     path = config.vision
-    if path is None or Path(path).is_file():
-        own = inside if path is None else backbones.read_tensors(path)
-        found: Vit = "dinov2" if any(name.endswith("ls1.gamma") for name in own) else "mae"
-        kind = found if config.encoder == "auto" else config.encoder
-        return kind, getattr(backbones, kind)(own, path or config.file)
-    named: Vit = "dinov2" if "dino" in path.lower() else "mae"
-    kind = named if config.encoder == "auto" else config.encoder
-    return kind, pretrained_model(VisionConfig(encoder=kind, path=path, film=False))
+    if path is None:
+        assert held is not None
+        return held, ["image encoder: the file's own"]
+    if Path(path).is_file():
+        found = _vit(backbones.read_tensors(path), config.encoder, path)
+    else:
+        named: Vit = "dinov2" if "dino" in path.lower() else "mae"
+        kind = named if config.encoder == "auto" else config.encoder
+        found = kind, pretrained_model(VisionConfig(encoder=kind, path=path, film=False))
+    if held is None:
+        return found, [f"image encoder: {path}"]
+    difference = _difference(held[1], found[1])
+    if difference:
+        raise UserError(
+            f"{config.file}: contains an image encoder ({inside.prefix}*) that differs from --vision {path} "
+            f"({difference}); leave out --vision"
+        )
+    return held, [f"image encoder: the file's own, which equals {path}"]
 
 
-def _count(tensors: dict[str, Tensor], pattern: str) -> int:
-    return 1 + max((int(found[1]) for name in tensors if (found := re.match(pattern, name))), default=-1)
+def _vit(tensors: Weights, wanted: str, place: str) -> tuple[Vit, Any]:
+    found: Vit = "dinov2" if any(name.endswith("ls1.gamma") for name in tensors) else "mae"
+    kind: Vit = found if wanted == "auto" else wanted  # type: ignore[assignment]
+    return kind, getattr(backbones, kind)(tensors, place)
+
+
+def _text_notes(config: ImportConfig, tensors: Weights) -> list[str]:
+    """Say what becomes of the text encoder in the file, which is read from `config.clip` instead.
+
+    Raises:
+        UserError: the two differ.
+    """
+    inside = tensors.part("model_clip.")
+    if not any(name.startswith("token_embedding") for name in inside):
+        return [f"text encoder: {config.clip}"]
+    if not Path(config.clip).exists():
+        return [
+            f"text encoder: {config.clip}; not compared with the file's own, which is left out (--clip a local file)"
+        ]
+    held = backbones.clip_text(inside, config.file)
+    kind = backbones.transformers_for("text.encoder 'clip'").CLIPTextModelWithProjection
+    difference = _difference(held, backbones.pretrained(kind, config.clip, "--clip"))
+    if difference:
+        raise UserError(
+            f"{config.file}: contains a text encoder ({inside.prefix}*) that differs from --clip {config.clip} "
+            f"({difference}); it cannot be imported with another"
+        )
+    return [f"text encoder: {config.clip}, which equals the file's own"]
+
+
+def _difference(first: Any, second: Any) -> str:
+    """Say where two models of transformers differ by more than half precision; "" where they do not."""
+    one, other = first.state_dict(), second.state_dict()
+    for name in one.keys() | other.keys():
+        if name.endswith("position_ids"):
+            continue
+        if name not in one or name not in other or one[name].shape != other[name].shape:
+            return name
+        if not torch.equal(one[name].half(), other[name].half()):
+            return name
+    return ""
