@@ -1,10 +1,18 @@
 """What every verb that writes needs, very small, and the command line by which it is called."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from calvin_files import write_calvin
 from small_stores import human_store, robot_store
+
+from arvrm.config import from_dict
+from arvrm.results import FORMAT
+from arvrm.training import PretrainConfig, pretrain
 
 MODEL = {
     "width": 32, "layers": 1, "heads": 2, "joint_width": 8, "latents": 2, "chunk": 4,
@@ -21,10 +29,6 @@ TRAIN = {
 
 def prepare(root: Path) -> Path:
     """Make stores, a CALVIN data set, a checkpoint of stage 1 and a results file, for `command`."""
-    from arvrm.config import from_dict
-    from arvrm.results import FORMAT
-    from arvrm.training import PretrainConfig, pretrain
-
     human_store(root / "human", tasks=2, per_task=3, steps=19)
     robot_store(root / "robot", tasks=2, per_task=3, steps=13, landmarks=True)
     robot_store(root / "robot2", tasks=1, per_task=3, steps=13, landmarks=True)
@@ -67,3 +71,22 @@ def command(verb: str, root: Path, output: Path) -> list[str]:
     }  # fmt: skip
     flag = "--contact-sheet" if verb == "inspect" else "--output"
     return [*verb.split(), *inputs[verb], flag, str(output)]
+
+
+def driver(patch: str = "") -> str:
+    """Return a program that is the command `arvrm` after these lines of Python."""
+    return f"import os, signal, sys\n{patch}\nfrom arvrm.cli import main\nsys.exit(main(sys.argv[1:]))"
+
+
+def start(words: list[str], patch: str = "") -> subprocess.Popen:
+    """Start a verb in a process of its own, which SIGINT reaches even where the tests run in the background."""
+    return subprocess.Popen(
+        [sys.executable, "-c", driver(patch), *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
