@@ -74,7 +74,7 @@ def test_verb_says_in_a_line_that_the_disk_is_full(root, disk, said, verb):
     words = command(verb, root, disk / "out")
     for free in (0, 4096, 12288):
         fill(disk, free)
-        if verb == "few-shot" and free:
+        if free and (verb == "few-shot" or verb == "report" and free > 4096):
             continue  # it fits
         refused(said, words)
         store = disk / "out" / "training" if verb == "convert calvin" else disk / "out"
@@ -115,10 +115,10 @@ def test_training_on_a_full_disk_goes_on_when_there_is_room(root, disk, said, ve
 
 def test_evaluation_on_a_full_disk_goes_on_when_there_is_room(root, disk, said):
     words = command("evaluate", root, disk / "out.json")
-    for free in (0, 4096):  # the log's first line, the results
+    for free in (0, 8192):  # the log's first line, the results
         fill(disk, free)
         refused(said, [*words, "--resume"])
-    assert (disk / "out.chains.jsonl").read_text().count('"index"') == 3
+    assert (disk / "out.chains.jsonl").read_text().count('"steps"') == 3
     (disk / "filler").unlink()
     assert main([*words, "--resume"]) == 0
 

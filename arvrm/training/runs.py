@@ -15,7 +15,7 @@ from torch import nn
 
 from arvrm import processes
 from arvrm.config import from_dict, to_dict
-from arvrm.files import clear_folder, discard_folder, locked, reporting, write_json
+from arvrm.files import clear_folder, clear_folders, discard_folder, locked, reporting, write_json
 from arvrm.interface import Robot, UserError
 from arvrm.model.checkpoint import write_checkpoint
 from arvrm.model.metadata import CheckpointMetadata, TrainedOn
@@ -61,6 +61,8 @@ def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
                 path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     clear_folder(folder)
+    for name in ("state", "tensorboard"):  # what is left of deleting them
+        clear_folders(folder / name)
 
 
 class RunConfig(Protocol):
