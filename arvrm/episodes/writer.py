@@ -141,14 +141,13 @@ class EpisodeWriter:
         Args:
             complete: these are the last, so that `close` need not say so in a transaction, and a wait, of its own.
         """
-        records, counts = [], Counter(self._counts)
+        records, added = [], Counter[str]()
         for item in encoded:
             records.append((b"headers", item.id.encode(), item.header))
             records += [(b"arrays", array_key, array) for array_key, array in item.arrays]
             records += [(b"images", image_key, image) for image_key, image in item.images]
-            counts.update(episodes=1, steps=item.steps, frames=item.frames)
-        self._commit([*records, (b"meta", b"counts", json_bytes(counts))], complete, self._robot_with(encoded))
-        self._counts = counts
+            added.update(episodes=1, steps=item.steps, frames=item.frames)
+        self._commit(records, complete, self._robot_with(encoded), added)
 
     def _robot_with(self, encoded: Sequence[EncodedEpisode]) -> str:
         """Return the store's robot after these episodes, "" if there is none; raises UserError if they are two."""
@@ -163,8 +162,17 @@ class EpisodeWriter:
                     )
         return robot
 
-    def _commit(self, records: list[tuple[bytes, bytes, bytes]], complete: bool, robot: str = "") -> None:
-        """Store records, and what has changed of the manifest, in one transaction: each waits for the disk."""
+    def _commit(
+        self,
+        records: list[tuple[bytes, bytes, bytes]],
+        complete: bool,
+        robot: str = "",
+        added: Counter[str] | None = None,
+    ) -> None:
+        """Store records, what they add to the counts and what has changed of the manifest.
+
+        It is one transaction, since each waits for the disk.
+        """
         env, manifest = self._database.env, {**self._manifest, "complete": complete}
         if robot:
             manifest["robot"] = robot
@@ -172,6 +180,7 @@ class EpisodeWriter:
             records = [(b"meta", b"manifest", json_bytes(manifest)), *records]
         if not records:
             return
+        counts = self._counts
         while True:
             try:
                 with env.begin(write=True) as txn:
@@ -180,7 +189,14 @@ class EpisodeWriter:
                         if not txn.put(key, value, db=tables[table], overwrite=table == b"meta"):
                             taken = key.split(b"\0")[0].decode()
                             raise UserError(f"{self.path}: episode {taken!r} is there already; give it another id")
+                    if added:
+                        # Those of the store: an interrupt may have come between an append and what it did in memory.
+                        stored = bytes(txn.get(b"counts", b"{}", db=tables[b"meta"]))
+                        counts = Counter(json.loads(stored))
+                        counts.update(added)
+                        txn.put(b"counts", json_bytes(counts), db=tables[b"meta"])
                 self._database.tables, self._manifest, self._stored = tables, manifest, manifest
+                self._counts = counts
                 return
             except lmdb.MapFullError:
                 size = env.info()["map_size"]

@@ -117,8 +117,9 @@ def store_in_order(
                 writer.append_encoded(*batch)
                 batch = []
     except KeyboardInterrupt:  # keep what is finished
-        if batch:
-            writer.append_encoded(*batch)
+        rest = [episode for episode in batch if not writer.has(episode.id)]  # it may have come after they were stored
+        if rest:
+            writer.append_encoded(*rest)
         raise
     if batch:
         writer.append_encoded(*batch, complete=True)
