@@ -192,7 +192,7 @@ class EpisodeWriter:
                     if added:
                         # Those of the store: an interrupt may have come between an append and what it did in memory.
                         stored = bytes(txn.get(b"counts", b"{}", db=tables[b"meta"]))
-                        counts = Counter(json.loads(stored))
+                        counts = Counter(parse_counts(self.path, stored))
                         counts.update(added)
                         txn.put(b"counts", json_bytes(counts), db=tables[b"meta"])
                 self._database.tables, self._manifest, self._stored = tables, manifest, manifest

@@ -56,7 +56,6 @@ class Log:
             return []
         return [found.line + "\n" for found in read_metrics(self.file.parent) if found.step <= step]
 
-
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """Log the numbers of a split ("train" or "validation") after `step` updates."""
         self.last[split] = values
