@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
 import io
 import json
 import os
@@ -314,8 +315,11 @@ def entered(door: Door, made: Path, damaged: bytes | dict) -> str:
             np.savez(folder / door.file, **damaged)
         else:
             (folder / door.file).write_bytes(damaged)
-        with at_most(SECONDS):
-            return outcome_of(lambda: door.enter(folder))
+        try:
+            with at_most(SECONDS):
+                return outcome_of(lambda: door.enter(folder))
+        finally:
+            gc.collect()  # a table of episodes holds itself, and with it an open store
 
 
 quick = settings(
