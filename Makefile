@@ -1,6 +1,6 @@
 # make demo: everything, small (about 20 minutes on two cores); again after a stop: it goes on.
 # make test: style, types and all tests. make test-sim PYTHON=python3.13: the simulator's tests, without torch.
-# make api: the pages of the API. All make .venv first.
+# make api: the pages of the API. make house: docs/house.svg, from the import table. All make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ OUTPUT ?= runs/demo
 SIMULATOR := .venv-simulator
 SIMULATOR_TESTS := chains env experts geometry tasks verify versions
 
-.PHONY: demo test test-sim lint types api bench clean
+.PHONY: demo test test-sim lint types api house bench clean
 
 # constraints.txt pins what the tests ran with; the stamp is newer than both files once everything is installed.
 # An environment of an older version may hold the other PyBullet: two write the same file, so both go and one comes.
@@ -43,6 +43,9 @@ types: $(VENV)/.installed
 api: $(VENV)/.installed
 	$(BIN)/pdoc --docformat google --output-directory build/api arvrm
 	@echo build/api/arvrm.html
+
+house: $(VENV)/.installed
+	$(BIN)/python docs/house.py
 
 bench: $(VENV)/.installed
 	for name in render store convert evaluation model_speed; do $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -65,3 +65,7 @@ def test_table_has_no_circle():
 
     for package in TABLE:
         visit(package, ())
+
+
+def test_picture_of_the_house_is_that_of_the_table():
+    assert house.PICTURE.read_text() == house.draw(house.PAGE.read_text()), "run `make house`"
