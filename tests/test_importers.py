@@ -392,6 +392,29 @@ def rollout_frames(count, seed=3):
         yield static, gripper, robot_obs
 
 
+def with_clip(tmp_path, chunk, executed=1):
+    """A policy whose arm leaves [-1, 1], imported with a small CLIP: the original and the checkpoint."""
+    torch.save(openai_clip()[0], tmp_path / "ViT-B-32.pt")
+    (tmp_path / "bpe_simple_vocab_16e6.txt").write_text(openai_vocabulary())
+    model = original(chunk)
+    model.pred_arm_act.weight.data *= 3
+    config = files(tmp_path, model)
+    (tmp_path / "configs.json").write_text(json.dumps({**model.configuration(), "test_chunk_size": executed}))
+    return model, import_checkpoint(dataclasses.replace(config, clip=str(tmp_path / "ViT-B-32.pt")))
+
+
+def test_evaluate_executes_what_an_imported_policy_plans(tmp_path):
+    pytest.importorskip("pybullet")
+    from arvrm.results import load_results
+
+    _, checkpoint = with_clip(tmp_path, None)
+    output = tmp_path / "results.json"
+    short = ["--chains", "1", "--max-steps", "3", "--workers", "1", "--batch", "1", "--output", str(output)]
+    assert cli.main(["evaluate", "--checkpoint", str(checkpoint), *short]) == 0
+    (chain,) = load_results(output)["chains"]
+    assert chain["steps"] == [3] and not chain.get("error"), chain
+
+
 @pytest.mark.parametrize("chunk, executed, cache", [(None, 1, True), (4, 1, False), (4, 1, True), (4, 3, True)])
 def test_a_rollout_acts_as_the_original_evaluation_does(tmp_path, chunk, executed, cache):
     from arvrm.evaluation.rollout import checked_chunk, needs_images
@@ -399,15 +422,8 @@ def test_a_rollout_acts_as_the_original_evaluation_does(tmp_path, chunk, execute
     from arvrm.policy import load_policy
     from arvrm.robots.calvin import CALVIN
 
-    torch.save(openai_clip()[0], tmp_path / "ViT-B-32.pt")
-    (tmp_path / "bpe_simple_vocab_16e6.txt").write_text(openai_vocabulary())
-    model = original(chunk)
-    model.pred_arm_act.weight.data *= 3
-    config = files(tmp_path, model)
-    (tmp_path / "configs.json").write_text(json.dumps({**model.configuration(), "test_chunk_size": executed}))
-    policy = load_policy(
-        import_checkpoint(dataclasses.replace(config, clip=str(tmp_path / "ViT-B-32.pt"))), cache=cache
-    )
+    model, checkpoint = with_clip(tmp_path, chunk, executed)
+    policy = load_policy(checkpoint, cache=cache)
     assert policy.spec.execute_steps == executed and not policy.spec.bounded
     sentence = policy.text.tokens(["open the drawer"])[0][0, 0]
     official, observed, plan, largest = OfficialRollout(model, sentence, executed), {}, None, 0.0
