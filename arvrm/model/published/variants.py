@@ -150,7 +150,7 @@ def check_depth(tensors: Weights, values: Mapping[str, Any], title: str, by: str
         if absent or len(numbers) > values[key]:
             which = f"lacks {tensors.prefix}{beginning}{absent[0]}.*" if absent else f"has {len(numbers)} layers"
             raise UserError(
-                f"{place}: {which}, and {by} of {title} says {key} {values[key]}; "
+                f"{place}: {which}, and {title} has {key} {values[key]} by {by} (as published where that is silent); "
                 "give the whole file, or with --trained-with its own configuration"
             )
 
