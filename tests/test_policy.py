@@ -147,11 +147,15 @@ def test_malformed_observations_are_named(checkpoint, changes, message):
 def test_broken_weights_are_reported_as_nan(tmp_path):
     torch.manual_seed(0)
     net = PolicyNet(small(), CALVIN)
+    good = load_policy(save_checkpoint(tmp_path / "good", net, metadata=METADATA))
     with torch.no_grad():
-        net.vlm.time.fill_(float("nan"))
-    broken = save_checkpoint(tmp_path / "broken", net, metadata=METADATA)
+        for broken in (net, good.net):
+            broken.vlm.time.fill_(float("nan"))
+    with pytest.raises(UserError, match="vlm.time"):
+        load_policy(save_checkpoint(tmp_path / "broken", net, metadata=METADATA))
+    # Weights that are finite may still compute what is not.
     with pytest.raises(UserError, match="NaN in actions for 'pull the drawer open'"):
-        load_policy(broken).plan([request()])
+        good.plan([request()])
 
 
 def test_stage_1_checkpoint_is_refused(tmp_path):

@@ -27,7 +27,7 @@ HEAD_WIDTH = 64
 """Numbers of an attention head in all of these models."""
 VIT_BLOCKS = {192: 12, 384: 12, 768: 12, 1024: 24, 1280: 32, 1536: 40}
 """Blocks of the published ViTs by their width. Of another width, those that a file has are taken for all."""
-CLIP_BLOCKS = dict.fromkeys((512, 640, 768, 1024), 12)
+CLIP_BLOCKS: dict[int, int] = dict.fromkeys((512, 640, 768, 1024), 12)
 """The same for the text towers of OpenAI's CLIP."""
 _WRAPPER = re.compile(r"((module|_orig_mod)\.)+")
 _COPIES = 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Mapping
@@ -122,7 +123,8 @@ def ours(tensors: Mapping[str, Tensor], names: Mapping[str, list[str]], config: 
     for name, targets in names.items():
         values |= _mapped(name, tensors[name].detach().float(), targets, config)
     # A chunk's queries are offsets from the one query of GR-1.
-    values["action_queries"] = sum(tensors[name].float() for name in ACTION_QUERIES if name in names)
+    queries = [tensors[name].float() for name in ACTION_QUERIES if name in names]
+    values["action_queries"] = functools.reduce(torch.add, queries)
     values["image_queries"] = torch.stack([tensors[name].float() for name in IMAGE_QUERIES])
     return values
 
