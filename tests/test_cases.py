@@ -254,6 +254,14 @@ def test_an_episode_of_two_tasks_becomes_two(lerobot):
 # Other files ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("file", ["noprefix.pt", "epoch.pt"])
+def test_a_relatives_checkpoint_is_told_by_a_name_and_asked_for_nothing(cases, tmp_path, capsys, file):
+    assert run("import-checkpoint", cases / "m1_grmg" / file, "--output", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "no checkpoint of GR-1, GR-Chunk or AR-VRM" in said and "progress_mask_token_embedding" in said
+    assert "--vision" not in said and "Traceback" not in said
+
+
 def test_sequences_of_an_evaluation_are_chains(cases, tmp_path):
     file, output = cases / "v1_eval_sequences" / "sequences.json", tmp_path / "v.json"
     chain = ("evaluate", "--policy", "expert", "--scene", "D", "--workers", "1", "--chain-file", file)

@@ -468,3 +468,10 @@ def test_import_without_an_image_encoder_says_which_to_give(tmp_path):
     config = dataclasses.replace(files(tmp_path, original(4)), vision=None)
     with pytest.raises(UserError, match="--vision mae_pretrain_vit_base.pth"):
         import_checkpoint(config)
+
+
+def test_a_relatives_file_is_refused_before_anything_is_asked_for(tmp_path):
+    names = ("embed_arm_state.weight", "transformer.h.0.ln_1.weight", "progress_mask_token_embedding.weight")
+    torch.save({f"model.{name}": torch.zeros(4, 4) for name in names}, tmp_path / "epoch.pt")
+    with pytest.raises(UserError, match="no checkpoint of GR-1.*model.progress_mask_token_embedding.weight"):
+        import_checkpoint(ImportConfig(str(tmp_path / "epoch.pt"), str(tmp_path / "out")))

@@ -121,6 +121,7 @@ def import_checkpoint(config: ImportConfig, trained_with: Mapping[str, Any] | No
     """
     tensors = backbones.read_tensors(config.file)
     given = _given(config.trained_with) if trained_with is None else dict(trained_with)
+    recognised(tensors, config.kind, given, config.file)  # before anything more is asked for
     encoder, notes = _encoder(config, tensors, given)
     notes += _text_notes(config, tensors)
     by = config.trained_with or "the published configuration"

@@ -68,6 +68,8 @@ UNREAD = {
     "model_clip.": "CLIP, frozen; read from text.path when a policy is loaded",
     "model_mae.": "the frozen image encoder, loaded under its own names",
 }
+FOREIGN = ("progress_mask_token_embedding.", "embed_style_vector.", "decode_action.")
+"""What GR-MG, which grew out of GR-1's code, has and none of the variants."""
 FILM = re.compile(r"^dino\.vision_backbone\.encoder\.layer\.\d+\.(scale|shift)\.")
 """What AR-VRM's code put around DINOv2's blocks."""
 BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)$")
@@ -81,8 +83,14 @@ def recognised(tensors: Weights, kind: str, given: Mapping[str, Any], place: str
         given: the configuration it was trained with, as far as it is known.
 
     Raises:
-        UserError: no variant, or not the one that `given` speaks of.
+        UserError: no variant, one of a relative's, or not the one that `given` speaks of.
     """
+    other = next((name for start in FOREIGN for name in tensors if f".{start}" in f".{name}"), None)
+    if other is not None:
+        raise UserError(
+            f"{place}: is no checkpoint of GR-1, GR-Chunk or AR-VRM: it holds {tensors.prefix}{other}, which is of "
+            "GR-MG and of none of them; evaluate it with its own code"
+        )
     if "embed_arm_state.weight" not in tensors and "embed_ln.weight" not in tensors:
         raise UserError(f"{place}: has no embed_arm_state or embed_ln; it is no checkpoint of GR-1's family")
     variants = [variant for variant in VARIANTS if kind in ("auto", variant.kind)]
