@@ -381,6 +381,11 @@ def disk_error(error: BaseException) -> str | None:
     return None
 
 
+def holds(path: str | Path) -> bool:
+    """Whether this process has locked `path`."""
+    return Path(os.path.realpath(path)) in _locks
+
+
 @contextlib.contextmanager
 def locked(path: str | Path) -> Iterator[None]:
     """Keep other processes from writing `path`, a file or folder that need not exist, until the block ends.

@@ -181,6 +181,8 @@ class ChainLog:
         if self.path.exists() and not (resume or overwrite):
             raise UserError(f"{self.path}: exists; pass --resume to go on with it or --overwrite to begin anew")
         with contextlib.ExitStack() as held:
+            if files.holds(self.path):
+                raise UserError(f"{self.path}: this process is writing it; let it end first")
             held.enter_context(files.locked(self.path))
             with files.reporting(self.path, None):
                 self._file = held.enter_context(open(self.path, "ab", buffering=0))

@@ -70,7 +70,8 @@ def main(root: Path) -> None:
         "three": launch(3, roll_out, root / "three", 9, None),
         "killed": launch(2, roll_out, root / "killed", 9, 2),
     }
-    (root / "killed.json").write_text(json.dumps(sorted(path.name for path in (root / "killed").iterdir())))
+    names = sorted(path.name for path in (root / "killed").iterdir() if not path.name.startswith("."))
+    (root / "killed.json").write_text(json.dumps(names))
     for path in (root / "killed").iterdir():
         (root / f"after the kill {path.name}").write_bytes(path.read_bytes())
     done["resumed"] = launch(3, lambda: roll_out(root / "killed", 9, None, resume=True))

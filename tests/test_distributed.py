@@ -156,7 +156,7 @@ def test_batch_that_cannot_be_shared_alike_is_refused(monkeypatch):
     check_division(12, 2)
     with pytest.raises(UserError, match=r"train.batch: 16 is no multiple of 3 processes x 1"):
         check_division(16, 1)
-    with pytest.raises(ValueError, match="3 pieces cannot share 16"):
+    with pytest.raises(ValueError, match="16 rows cannot be cut into 3 micro-batches"):
         MicroBatch(0, 3).rows(16)
 
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from arvrm.config import bounded, check_bounds
 from arvrm.episodes import EpisodeStore
 from arvrm.files import write_json
 from arvrm.interface import UserError
@@ -27,14 +28,12 @@ class MomentsConfig:
     store: str
     output: str = "moments.json"
     judge: bool = False
-    pictures: int = 0
-    limit: int = 0
+    pictures: int = bounded(0, least=0, most=10**4)
+    limit: int = bounded(0, least=0, most=10**9)
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("pictures", "limit"):
-            if getattr(self, name) < 0:
-                raise UserError(f"moments.{name}: {getattr(self, name)} is below 0; give a number of episodes")
+        check_bounds(self)
 
 
 def moments(config: MomentsConfig) -> Path:

@@ -21,9 +21,9 @@ _DAMAGED = "the file is damaged, copy or make it again"
 
 
 def save_weights(file: Path, state: Mapping[str, Tensor]) -> None:
-    """Write tensors, in their own precision, and their checksum."""
+    """Write tensors, in their own precision, and their checksum; the same tensors give the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, file, metadata={"format": "pt", "sha256": _checksum(tensors)})
+    save_file(tensors, file, metadata={"sha256": _checksum(tensors)})
 
 
 def load_weights(model: nn.Module, folder: str | Path, name: str = WEIGHTS) -> None:

@@ -46,7 +46,7 @@ class ExportLeRobotConfig:
         output: the data set's folder.
         crf: H.264 quality, 0 (best) to 51.
         chroma: resolution of colour: "420" is usual; "444" keeps the colours of small things, and few players show it.
-        data_mb, video_mb: a file of either kind is closed when it has grown to this size.
+        data_mb, video_mb: a file of either kind is closed when it has grown to this size; 0: each episode has its own.
         overwrite: replace a LeRobot data set that exists.
     """
 
@@ -54,8 +54,8 @@ class ExportLeRobotConfig:
     output: str
     crf: int = bounded(18, least=0, most=51)
     chroma: Literal["420", "444"] = "420"
-    data_mb: int = bounded(100, least=1, most=10**6)
-    video_mb: int = bounded(200, least=1, most=10**6)
+    data_mb: int = bounded(100, least=0, most=10**6)
+    video_mb: int = bounded(200, least=0, most=10**6)
     overwrite: bool = False
 
     __post_init__ = check_bounds
