@@ -19,6 +19,7 @@ from typing import overload
 import numpy as np
 
 from arvrm.episodes import HAND_CAMERAS, EpisodeStore
+from arvrm.episodes.schema import EMBODIMENTS as EMBODIMENTS
 from arvrm.files import replacing
 from arvrm.interface import Camera, Robot
 
@@ -120,7 +121,6 @@ class Coder:
         return table[codes]
 
 
-EMBODIMENTS = ("robot", "human")
 HUMAN_CAMERA = Camera(HAND_CAMERAS[0], "static")
 """The camera of human clips."""
 _HEADER_FORMAT = 1
