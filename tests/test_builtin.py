@@ -10,6 +10,7 @@ import numpy as np
 import pybullet
 import pytest
 
+from arvrm.files import remove_process_folder
 from arvrm.geometry import intrinsics, project
 from arvrm.interface import SCENES, UserError
 from arvrm.sim.builtin import builtin_scene
@@ -261,6 +262,16 @@ def test_what_a_killed_process_left_is_cleared_while_others_run(tmp_path):
     for child in (alive, third):
         assert child.communicate("\n", timeout=60)[0] == "" and child.returncode == 0
     assert list(tmp_path.glob("arvrm-process-*")) == []
+
+
+def test_scene_whose_files_are_gone_is_made_again():
+    before = builtin_scene("A").hash()
+    remove_process_folder()
+    again = builtin_scene("A")
+    assert again.hash() == before
+    again.check_files()
+    Path(again.robot_urdf).unlink()  # by what tidies a machine's temporary files
+    builtin_scene("A").check_files()
 
 
 def test_unknown_scenes_and_negative_seeds_are_refused():

@@ -64,7 +64,9 @@ def builtin_scene(name: str, variation: int | None = None) -> SceneDescription:
         raise UserError(f"variation: {variation} is negative; give a seed of 0 or more, or none")
     key = (os.getpid(), name, variation)
     with _LOCK:
-        if key not in _CACHE:
+        # Its files may be gone: the process's folder was given up, or something tidied the temporary files.
+        if key not in _CACHE or not Path(_CACHE[key].robot_urdf).exists():
+            _CACHE.pop(key, None)
             if len(_CACHE) >= _CACHE_SIZE:  # there may be one variation an episode: do not fill the disk
                 _forget(next(iter(_CACHE)))
             _CACHE[key] = _make(name, variation)
