@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from arvrm import processes
-from arvrm.evaluation import EvaluateConfig, evaluate
-from arvrm.interface import UserError
+from arvrm.doctor import DoctorConfig, as_json, as_page, examine
+from arvrm.evaluation import EvaluateConfig, evaluate, named_policy
+from arvrm.interface import Policy, UserError
 from arvrm.results import load_results, table
 
 
 def evaluate_policy(config: EvaluateConfig) -> Path:
     """Roll a policy out, and print the table of its results to stderr."""
-    factory, identity = None, None
-    if config.policy == "checkpoint":
-        if not config.checkpoint:
-            raise UserError("evaluate: no policy given; pass --checkpoint DIR, or --policy expert or random")
-        from arvrm.policy import policy_factory
-
-        factory, identity = policy_factory(
-            config.checkpoint,
-            processes.device(config.device),
-            config.index,
-            config.execute_steps,
-            config.batch,
-            config.threads,
-        )
+    factory, identity = _learnt(config) if config.policy == "checkpoint" else (None, None)
     path = evaluate(factory, config, policy_identity=identity)
     if processes.is_main():
         print(table(load_results(path)), file=sys.stderr)
     return path
+
+
+def _learnt(config: EvaluateConfig) -> tuple[Callable[[], Policy], dict[str, Any]]:
+    if not config.checkpoint:
+        raise UserError("evaluate: no policy given; pass --checkpoint DIR, or --policy expert or random")
+    from arvrm.policy import policy_factory
+
+    device = processes.device(config.device)
+    return policy_factory(config.checkpoint, device, config.index, config.execute_steps, config.batch, config.threads)
 
 
 @dataclass(frozen=True)
@@ -84,3 +83,20 @@ def verify(config: VerifyConfig) -> int:
     from arvrm.sim.verify import main_verify
 
     return main_verify(config.files, config.json, config.calvin_root)
+
+
+def doctor(config: DoctorConfig) -> int:
+    """Print the page; return 1 where something is wrong."""
+    make_policy = None
+    if config.plans:
+        wanted = EvaluateConfig(
+            policy=config.policy or "checkpoint",
+            checkpoint=config.checkpoint,
+            index=config.index,
+            execute_steps=config.execute_steps,
+            device=config.device,
+        )
+        make_policy = _learnt(wanted)[0] if wanted.policy == "checkpoint" else named_policy(wanted)
+    findings = list(examine(config, make_policy))
+    print(as_json(findings) if config.json else as_page(findings), end="\n" if config.json else "")
+    return int(any(finding.status == "wrong" for finding in findings))

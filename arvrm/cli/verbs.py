@@ -212,6 +212,13 @@ _TABLE = (
         "arvrm.cli.measure:verify",
         positional=("files",),
     ),
+    Verb(
+        "sim doctor",
+        "tell on one page whether this machine, a store and a policy keep to CALVIN",
+        "arvrm.doctor:DoctorConfig",
+        "arvrm.cli.measure:doctor",
+        positional=("recordings",),
+    ),
 )
 
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _TABLE}

@@ -10,6 +10,7 @@ requests are waiting. A chain depends on its index and the seed alone, never on 
 start several parents, each with a device and workers of its own: each takes the next chain that none has taken.
 """
 
+from arvrm.evaluation.chosen import named_policy
 from arvrm.evaluation.config import OFFICIAL_CHAINS, EvaluateConfig
 from arvrm.evaluation.filming import FILM_TAIL, film_folder
 from arvrm.evaluation.jobs import check_tasks, make_jobs, official_chains, sentences
@@ -30,6 +31,7 @@ __all__ = [
     "evaluate",
     "film_folder",
     "make_jobs",
+    "named_policy",
     "needs_images",
     "official_chains",
     "sentences",

@@ -65,7 +65,7 @@ def choose(
     if policy_factory is None and config.plans:
         if config.policy == "checkpoint":
             raise UserError("evaluate: policy = 'checkpoint' needs a checkpoint; pass --checkpoint DIR")
-        policy_factory = _named_policy(config)
+        policy_factory = named_policy(config)
         policy_identity = policy_identity or plugins.identity(config.policy, "--policy")
     if jobs is None:
         jobs = make_jobs(config) if own is None else own_jobs(config, own)
@@ -79,7 +79,8 @@ def _callable(name: str, flag: str) -> Any:
     return found
 
 
-def _named_policy(config: EvaluateConfig) -> Callable[[], Policy]:
+def named_policy(config: EvaluateConfig) -> Callable[[], Policy]:
+    """Return what makes the policy that `config.policy` names as package.module:factory."""
     factory = _callable(config.policy, "--policy")
 
     def make() -> Policy:
