@@ -420,6 +420,32 @@ class PolicyNetwork(Network, Protocol):
         ...
 
 
+class PlaceBatch(TypedDict):
+    """Images of human clips, each with where its hand will be at two moments of the clip, touch and end.
+
+    P images, which need not be those of the windows beside them. Nothing in it is known of a clip but what a video of a
+    hand with a sentence gives.
+
+    Keys:
+        image: (P, H, W, 3) uint8, RGB, before the touch or at it.
+        text: (P, L, E) float32; text_mask: (P, L) bool; as in `HumanBatch`.
+        points: (P, 2, 21, 3) float32, the acting hand at the touch and at the end, as `keypoints` of `HumanBatch`.
+        visible: (P, 2, 21) float32, 1 where the keypoint was observed, 0 elsewhere.
+        known: (P, 2) float32, how much each moment counts: the confidence with which it was found; 0: not at all.
+        motion: (P, D) float32, what the hand does around the touch, see `model.places.MOTION_SIZE`; pixels of 96.
+        motion_known: (P, D) float32, 0 where it was not seen.
+    """
+
+    image: torch.Tensor
+    text: torch.Tensor
+    text_mask: torch.Tensor
+    points: torch.Tensor
+    visible: torch.Tensor
+    known: torch.Tensor
+    motion: torch.Tensor
+    motion_known: torch.Tensor
+
+
 class HumanBatch(TypedDict, total=False):
     """Windows of human clips, as torch tensors; stage 1, and the clips of stage 2 (there with axes B, J instead of B).
 
@@ -439,6 +465,7 @@ class HumanBatch(TypedDict, total=False):
         future_keypoints: (B, N, K, 3) float32, optional: `keypoints` at that frame and the N - 1 after it;
             future_visible: (B, N, K) bool, False past the clip's end.
         frame_mask: (B, T) bool, False for padding.
+        places: optional, images of their own size P with the hand at the moments.
     """
 
     text: torch.Tensor
@@ -452,6 +479,7 @@ class HumanBatch(TypedDict, total=False):
     future_keypoints: torch.Tensor
     future_visible: torch.Tensor
     frame_mask: torch.Tensor
+    places: PlaceBatch
 
 
 class RobotBatch(TypedDict, total=False):

@@ -105,6 +105,41 @@ class AnalogyConfig:
 
 
 @dataclass(frozen=True)
+class PlacesConfig:
+    """Stage 1's prediction of the hand at the moments of an instruction, by a small network of its own.
+
+    Attributes:
+        enabled: build it at all.
+        size: pixels at which it reads images; its heatmaps have half of them.
+        channels: at 1/2, 1/4 and 1/8 of the image size.
+        depth: residual blocks at 1/4 and at 1/8.
+        words: width of its language token.
+        colour_jitter: in training, random gain and offset of the colour channels, see `jitter_colours`.
+        shift, scale, turn: in training, the largest random shift (a fraction of the image), change of size (0.2: from
+            1 / 1.2 to 1.2) and turn (degrees).
+        occluders: in training, the share of images over which a limb of random shape and colour is laid.
+        word_dropout: in training, the share of words that are left out.
+    """
+
+    enabled: bool = False
+    size: int = bounded(96, least=32, most=1024)
+    channels: tuple[int, int, int] = bounded((32, 64, 96), least=8, most=1024)
+    depth: tuple[int, int] = bounded((1, 2), least=0, most=100)
+    words: int = bounded(96, least=8, most=4096)
+    colour_jitter: float = bounded(0.3, least=0, most=10)
+    shift: float = bounded(0.1, least=0, most=0.5)
+    scale: float = bounded(0.2, least=0, most=1)
+    turn: float = bounded(5.0, least=0, most=180)
+    occluders: float = bounded(0.5, least=0, most=1)
+    word_dropout: float = bounded(0.1, least=0, most=0.9)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.size % 8:
+            raise ValueError(f"places.size is {self.size}; give a multiple of 8")
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """Weights of the losses; at 0 a term is left out, and so is the work that only it needs.
 
@@ -124,6 +159,7 @@ class LossConfig:
         destination: stage 1's cross-entropy of a heatmap of the image, which words modulate, against where the (first)
             hand's root is `horizon` frames later. At a positive weight the heatmap's centre joins the query for the
             poses to come. Needs the conv encoder.
+        places: stage 1's error of the hand at the moments, where `places` is enabled.
         others: weights of further objectives by their names (docs/extending.md).
     """
 
@@ -137,6 +173,7 @@ class LossConfig:
     geometry: float = bounded(0.0, least=0, most=10**9)
     image: float = bounded(1.0, least=0, most=10**9)
     destination: float = bounded(0.0, least=0, most=10**9)
+    places: float = bounded(1.0, least=0, most=10**9)
     others: dict[str, float] = field(default_factory=dict)
 
     __post_init__ = check_bounds
@@ -176,6 +213,7 @@ class ModelConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     analogy: AnalogyConfig = field(default_factory=AnalogyConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    places: PlacesConfig = field(default_factory=PlacesConfig)
     width: int = bounded(192, least=1, most=65536)
     layers: int = bounded(4, least=1, most=1000)
     heads: int = bounded(6, least=1, most=4096)

@@ -20,6 +20,7 @@ from arvrm.model.layout import Window, asked, hand_layout
 from arvrm.model.objectives import OF_HANDS, HandStep
 from arvrm.model.parts import parts_of
 from arvrm.model.pixels import fit_images, jitter_colours
+from arvrm.model.places import PlaceNet
 from arvrm.model.transformer import PerceiverResampler, expect, expect_frames, mlp, sequence_mask, start_at_zero
 from arvrm.model.vit import VitEncoder
 
@@ -94,6 +95,8 @@ class KeypointVLM(nn.Module):
             # How many times its last motions, newest first, a hand goes on to move in 1, 2 .. n frames.
             sums = (1 - _DECAY ** torch.arange(1, config.horizon + 1)) / (1 - _DECAY)
             self.carry = nn.Parameter(F.pad(sums[:, None], (0, _MOTIONS - 1)))
+        # The last, so that all else begins as it does without.
+        self.places = PlaceNet(config.places, config.text) if config.places.enabled else None
 
     def image_encoder(self, role: str) -> ConvEncoder | VitEncoder:
         """Return the static camera's encoder: clips of hands have no other."""

@@ -69,6 +69,8 @@ class PolicyNet(nn.Module):
         if config.freeze_keypoints:
             for module in (self.vlm.joints, self.vlm.keypoint_token, self.vlm.keypoint_head):
                 module.requires_grad_(False)
+        if self.vlm.places is not None:
+            self.vlm.places.requires_grad_(False)  # nothing in stage 2 reads it
         self.layout = policy_layout(
             [self.parts.camera_group(role) for role in self.roles],
             queries(config),

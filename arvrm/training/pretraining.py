@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import nn
 
+from arvrm.config import bounded, check_bounds
+from arvrm.interface import HumanBatch, UserError
 from arvrm.model.config import ModelConfig
 from arvrm.model.encoders import TextEncoder
 from arvrm.model.keypoint_vlm import KeypointVLM
@@ -15,6 +18,7 @@ from arvrm.training.data import DataConfig, episode_names, frames_of, open_table
 from arvrm.training.distribution import MicroBatch
 from arvrm.training.judge import keypoint_errors
 from arvrm.training.loop import Trainer
+from arvrm.training.places import judge_places, place_samples
 from arvrm.training.runs import begin_run, metadata_of, reserved, saver
 from arvrm.training.threads import threads_of
 from arvrm.windows import HUMAN_CAMERA, EpisodeTable, HumanWindows, WindowConfig
@@ -28,15 +32,19 @@ class PretrainConfig:
         output: the run's folder, which becomes the checkpoint.
         resume: go on with a run that was stopped.
         overwrite: replace an existing run.
+        place_images: images an update whose hands at the moments are learnt, where `model.places` is enabled.
     """
 
     output: str
     resume: bool = False
     overwrite: bool = False
+    place_images: int = bounded(64, least=1, most=2**16)
     data: DataConfig = field(default_factory=DataConfig)
     window: WindowConfig = field(default_factory=lambda: WindowConfig(history=4))
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    __post_init__ = check_bounds
 
 
 def pretrain(config: PretrainConfig, progress: bool = True) -> TrainResult:
@@ -44,7 +52,7 @@ def pretrain(config: PretrainConfig, progress: bool = True) -> TrainResult:
 
     Raises:
         UserError: the output exists, a store is missing or holds no human clip, the loss is not a number, another
-            process is writing the run's folder.
+            process is writing the run's folder, or places are to be learnt and no clip's touch was found.
     """
     with reserved(config, "pretrain"):
         table = open_table(config.data, "human", config.window.stride)
@@ -62,14 +70,32 @@ def _train(config: PretrainConfig, table: EpisodeTable, progress: bool) -> Train
     def anchors_of(step: int, micro_batch: MicroBatch) -> np.ndarray:
         return sampler.draw(step, config.train.batch)[micro_batch.rows(config.train.batch)]
 
+    places = place_samples(windows, config.model) if model.places is not None else None
+    if places is not None and not len(places.usable(train)):
+        raise UserError("places: no training clip's touch was found; look at some with `arvrm moments`")
+
+    def batch(step: int, micro_batch: MicroBatch) -> HumanBatch:
+        given = windows.batch(anchors_of(step, micro_batch))
+        if places is not None:
+            drawn = places.draw(places.usable(train), config.train.seed, step, config.place_images)
+            rows = micro_batch.rows(config.place_images)
+            given["places"] = places.batch(*(values[rows] for values in drawn))
+        return given
+
+    def validate(network: nn.Module, device: torch.device) -> dict[str, float]:
+        values = keypoint_errors(network, windows, held, device) if len(held) else {}
+        if places is not None and isinstance(network, KeypointVLM) and network.places is not None:
+            values |= judge_places(network.places, places, held_out, device)
+        return values
+
     held = spread(windows.anchors(held_out), config.data.validation_windows)
     trainer = Trainer(
         model,
-        lambda step, micro_batch: windows.batch(anchors_of(step, micro_batch)),
+        batch,
         config.train,
         begin_run(config, "pretrain", None),
         save=saver(metadata_of(config, table, train, "pretrain")),
-        validate=(lambda m, device: keypoint_errors(m, windows, held, device)) if len(held) else None,
+        validate=validate if len(held) else None,
         describe=lambda step, micro_batch: episode_names(table, anchors_of(step, micro_batch)),
         name="pretrain",
     )

@@ -11,6 +11,7 @@ from arvrm.windows.config import WindowConfig, upgraded_window
 from arvrm.windows.frames import FrameBank, Frames, FrameSource, StoreFrames, decode_frames
 from arvrm.windows.headers import HUMAN_CAMERA, Names, StoreHeaders, static_camera, store_fingerprint
 from arvrm.windows.human import HAND_KEYPOINTS, IN_MEMORY_BYTES, HumanWindows, choose_hand
+from arvrm.windows.places import PlaceSamples
 from arvrm.windows.robot import RobotWindows
 from arvrm.windows.sampling import (
     Anchors,
@@ -40,6 +41,7 @@ __all__ = [
     "IN_MEMORY_BYTES",
     "LazyText",
     "Names",
+    "PlaceSamples",
     "RobotWindows",
     "Segments",
     "StoreFrames",

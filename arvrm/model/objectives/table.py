@@ -17,10 +17,11 @@ from arvrm.model.objectives.clips import Analogy, Replay
 from arvrm.model.objectives.hands import Destination, Poses
 from arvrm.model.objectives.images import Images
 from arvrm.model.objectives.landmarks import Geometry, Localisation
+from arvrm.model.objectives.places import Places
 from arvrm.model.objectives.state import NextState
 from arvrm.model.objectives.steps import HandStep, PolicyStep
 
-OF_HANDS: list[Objective[HandStep]] = [Poses(), Destination()]
+OF_HANDS: list[Objective[HandStep]] = [Poses(), Destination(), Places()]
 OF_POLICIES: list[Objective[PolicyStep]] = [
     Regression(),
     FlowMatching(),

@@ -1,0 +1,166 @@
+"""How well places learnt from clips of hands hold on a robot's images: trains them alone, and judges them by the truth.
+
+    python benchmarks/places.py train OUTPUT --hands STORE [STORE ...] --minutes 10
+    python benchmarks/places.py judge CHECKPOINT --robot STORE [STORE ...]
+
+Sentences of the judged images are those that no clip carries: each image is asked with the validation sentence and with
+one unseen one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import pickle
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from arvrm.episodes import EpisodeStore
+from arvrm.instructions import unseen_instructions, validation_instruction
+from arvrm.interface import TASKS
+from arvrm.model.checkpoint import load_checkpoint, save_checkpoint
+from arvrm.model.config import ModelConfig, PlacesConfig
+from arvrm.model.keypoint_vlm import KeypointVLM
+from arvrm.model.metadata import CheckpointMetadata
+from arvrm.model.places import MOTION_STEPS, predict_hands
+from arvrm.model.text import TextEncoder
+from arvrm.moments.judged import truth_of
+from arvrm.training.data import text_table
+from arvrm.training.places import judge_places, moments_of
+from arvrm.windows import EpisodeTable, HumanWindows, PlaceSamples, WindowConfig, decode_frames, split_episodes
+
+
+def samples_of(stores: list[str], cache: Path) -> tuple[EpisodeTable, PlaceSamples, TextEncoder]:
+    table = EpisodeTable([EpisodeStore(path) for path in stores], "human", 3)
+    frames = decode_frames(table, "rgb_static", 96, None)
+    encoder = TextEncoder()
+    hands = HumanWindows(table, WindowConfig(history=1), 21, text_table(table, encoder), None)
+    file = cache / ("moments-" + "-".join(Path(p).name for p in stores) + f"-{len(table)}.pkl")
+    if not file.exists():
+        file.write_bytes(pickle.dumps(moments_of(table)))
+    moments, sure = pickle.loads(file.read_bytes())
+    return table, PlaceSamples(hands, frames, moments, sure, MOTION_STEPS), encoder
+
+
+def train(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    table, samples, _ = samples_of(args.hands, Path(args.cache))
+    config = ModelConfig(places=dataclasses.replace(PlacesConfig(enabled=True), **json.loads(args.set)))
+    vlm = KeypointVLM(config)
+    net = vlm.places
+    assert net is not None
+    train_rows, held = split_episodes(table, 0.05, 0)
+    train_rows = samples.usable(train_rows)
+    decay = [p for p in net.parameters() if p.ndim > 1]
+    plain = [p for p in net.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": args.decay}, {"params": plain, "weight_decay": 0}])
+    average = [p.detach().clone() for p in net.parameters()]
+    net.train()
+    began, cpu, sums = time.time(), time.process_time(), {}
+    for step in range(args.steps):
+        rate = args.rate * min(1, (step + 1) / 30) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(args.seed * 100003 + step)
+        terms = net.losses(samples.batch(*samples.draw(train_rows, args.seed, step, args.batch)))
+        sum(terms.values()).backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        keep = min(args.ema, (step + 1) / (step + 10))
+        torch._foreach_lerp_(average, [p.detach() for p in net.parameters()], 1 - keep)
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach())
+        if (step + 1) % 50 == 0:
+            said = " ".join(f"{name} {value / 50:.3f}" for name, value in sums.items())
+            print(step + 1, said, f"{time.time() - began:.0f}s cpu {time.process_time() - cpu:.0f}s", flush=True)
+            sums = {}
+    for parameter, value in zip(net.parameters(), average, strict=True):
+        parameter.data.copy_(value)
+    print(judge_places(net, samples, held), "temperature", net.temperature.tolist())
+    meta = CheckpointMetadata("pretrain", history=4, stride=3, images={"rgb_static": 96})
+    save_checkpoint(args.output, vlm.eval(), meta, overwrite=True)
+    if args.robot:
+        judge(args)
+
+
+def judge(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    vlm = load_checkpoint(args.output).model
+    encoder = TextEncoder()
+    rng = np.random.default_rng(0)
+    rows = []
+    for path in args.robot:
+        store = EpisodeStore(path)
+        for identity in store.ids:
+            header = store.header(identity)
+            truth = truth_of(header)
+            if header.scene not in args.scenes or truth is None or "touch" not in truth or "camera" not in truth:
+                continue
+            state = store.arrays(identity, ["robot_obs"])["robot_obs"]
+            at = np.minimum([truth["touch"], truth["end"]], header.steps - 1)
+            uvw = np.concatenate([state[at, :3], np.ones((2, 1))], 1) @ np.array(truth["camera"]).T
+            true = uvw[:, :2] / uvw[:, 2:] * 96 / header.cameras["rgb_static"][0]
+            before = int((np.asarray(header.image_steps) <= truth["touch"]).sum())
+            images = store.frames(identity, "rgb_static", [0, int(rng.integers(max(1, before * 2 // 3)))])
+            sentences = [validation_instruction(header.task), str(rng.choice(unseen_instructions(header.task)))]
+            asked = [header.instruction] if args.own else sentences
+            for number, image in enumerate(images):
+                for kind, sentence in enumerate(asked):
+                    rows.append((header.task, number, kind, image, sentence, true, identity))
+    found = []
+    for start in range(0, len(rows), 64):
+        part = rows[start : start + 64]
+        found.append(predict_hands(vlm, encoder, np.stack([r[3] for r in part]), [r[4] for r in part]))
+    acting = np.concatenate([f.acting for f in found])
+    sure = np.concatenate([f.confidence for f in found])
+    second = np.concatenate([f.others[:, :, 0][:, :, (4, 8)].mean(2) for f in found])
+    true = np.stack([r[5] for r in rows])
+    off = np.linalg.norm(acting - true, axis=-1)
+    off2 = np.minimum(off, np.linalg.norm(second - true, axis=-1))
+    tasks = np.array([r[0] for r in rows])
+    print(f"{'task':<26}{'n':>5}{'touch':>7}{'90 %':>7}{'or 2nd':>7}{'sure':>6}{'right':>6}{'end':>7}{'90 %':>7}")
+    for name in (*TASKS, "all"):
+        own = np.ones(len(tasks), bool) if name == "all" else tasks == name
+        if own.any():
+            a, b = off[own, 0], off[own, 1]
+            print(
+                f"{name:<26}{own.sum():>5}{np.median(a):>7.2f}{np.quantile(a, 0.9):>7.2f}"
+                f"{np.quantile(off2[own, 0], 0.9):>7.2f}{sure[own, 0].mean():>6.2f}{(a <= 4).mean():>6.2f}"
+                f"{np.median(b):>7.2f}{np.quantile(b, 0.9):>7.2f}"
+            )
+    for label, key in (("image", 1), ("sentence", 2)):
+        for value in sorted({r[key] for r in rows}):
+            own = np.array([r[key] == value for r in rows])
+            a = off[own, 0]
+            print(f"{label} {value}: touch {np.median(a):.2f} / {np.quantile(a, 0.9):.2f}, right {(a <= 4).mean():.3f}")
+    kept = {"off": off, "sure": sure, "tasks": tasks, "acting": acting, "true": true, "ids": [r[6] for r in rows]}
+    images = np.stack([r[3] for r in rows])
+    np.savez(Path(args.output) / "judged.npz", **kept, sentences=[r[4] for r in rows], images=images)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("train", "judge"))
+    parser.add_argument("output")
+    parser.add_argument("--hands", nargs="+", default=[])
+    parser.add_argument("--robot", nargs="+", default=[])
+    parser.add_argument("--scenes", nargs="+", default=["D"])
+    parser.add_argument("--own", action="store_true", help="ask with the episodes' own sentences")
+    parser.add_argument("--cache", default="/tmp")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--decay", type=float, default=0.02)
+    parser.add_argument("--ema", type=float, default=0.99)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--set", default="{}")
+    arguments = parser.parse_args()
+    {"train": train, "judge": judge}[arguments.what](arguments)
