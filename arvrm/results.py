@@ -112,6 +112,7 @@ class _Config:
     world: str | None = None
     scene: str | None = None
     assets: str | None = None
+    layouts: int = bounded(0, least=0)
     instructions: str | None = None
     camera_shift: dict[str, Any] | None = None
     lighting: dict[str, Any] | None = None
@@ -399,8 +400,8 @@ def table(results: dict[str, Any]) -> str:
 
 
 def scene_changes(config: dict[str, Any]) -> str:
-    """What a results file's configuration changed of the scene (robustness switches), "" if nothing."""
-    changes = []
+    """What a results file's configuration changed of the scene (layouts and robustness switches), "" if nothing."""
+    changes = [f"{config['layouts']} varied layouts"] if config.get("layouts") else []
     for name in ("camera_shift", "lighting", "block_colours"):
         values = config.get(name) or {}
         if any(value for key, value in values.items() if key != "seed"):

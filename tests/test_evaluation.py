@@ -16,6 +16,7 @@ import pytest
 from arvrm import evaluation
 from arvrm.config import from_dict
 from arvrm.evaluation import EvaluateConfig, Job, Rollout, checked_chunk, evaluate, make_jobs, needs_images, sentences
+from arvrm.evaluation.playtable import PlayTableWorld
 from arvrm.films import read_film
 from arvrm.interface import TASKS, Observation, PlanRequest, PolicySpec, UserError
 from arvrm.results import load_results, table
@@ -460,6 +461,26 @@ def test_switches_change_what_the_policy_sees_and_nothing_else():
         assert np.abs(images["rgb_static"].astype(int) - plain["rgb_static"]).mean() > 0.5
         np.testing.assert_array_equal(robot_obs, state)
     np.testing.assert_array_equal(seen[1][0]["rgb_gripper"], plain["rgb_gripper"])
+
+
+def test_chains_take_varied_layouts_in_turn_whoever_rolls_them_out(tmp_path):
+    settings = {"policy": "expert", "chains": 4, "layouts": 3, "max_steps": 100}
+    alone, shared = (
+        load_results(evaluate(None, EvaluateConfig(output=str(tmp_path / f"{n}.json"), workers=n, **settings)))
+        for n in (1, 2)
+    )
+    assert alone["chains"] == shared["chains"] and alone["versions"]["assets"] == shared["versions"]["assets"]
+    assert alone["average_length"] > 0 and "3 varied layouts" in table(alone)
+    world = PlayTableWorld(EvaluateConfig(layouts=3), PolicySpec(None, {}))
+    jobs = make_jobs(EvaluateConfig(chains=4))
+    drawers = []
+    for job in jobs:
+        world.start(job)
+        drawers.append(world.env.fixtures.drawer_handle)
+    world.close()
+    assert len({tuple(np.ravel(drawer)) for drawer in drawers}) == 3
+    with pytest.raises(ValueError, match="layouts: official scenes have one"):
+        EvaluateConfig(layouts=3, assets="calvin")
 
 
 def test_single_starts_prepare_what_each_task_needs():

@@ -19,7 +19,7 @@ NOT_COMPARED = ("workers", "output", "resume", "overwrite", "film_successes", "f
 """Fields that cannot change a chain's outcome: a run may be resumed with others."""
 SWITCHES = ("camera_shift", "lighting", "block_colours")
 """Robustness switches: what may differ from the scene as it is; the renderer is another."""
-PLAY_TABLE = ("scene", "assets", "calvin_root", "renderer", *SWITCHES)
+PLAY_TABLE = ("scene", "assets", "calvin_root", "layouts", "renderer", *SWITCHES)
 """Fields that say which play table, and how it looks; another world has none of them."""
 OWN_CHAINS = ("protocol", "chain_file", "starts")
 """Fields that say how CALVIN's chains are made; a world with chains of its own has none of them."""
@@ -39,6 +39,8 @@ class EvaluateConfig:
         protocol: chains (LH-MTLC) or single (every task alone, from `starts` random starts).
         scene: A, B, C or D.
         assets: builtin, or calvin: those of an official checkout.
+        layouts: chain i is done in varied layout i modulo this of the built-in scene (generate's `variations` are
+            others); 0: in the scene as it is.
         calvin_root: that checkout; None: environment variable CALVIN_ROOT.
         renderer: tiny, egl, or auto (egl where it works); choose the one that rendered the training data.
         camera_shift: robustness switch: moves the static camera by `metres` in a random direction and turns it by
@@ -75,6 +77,7 @@ class EvaluateConfig:
     scene: str = "D"
     assets: Literal["builtin", "calvin"] = "builtin"
     calvin_root: str | None = None
+    layouts: int = bounded(0, least=0, most=10**5)
     renderer: Literal["tiny", "egl", "auto"] = "tiny"
     camera_shift: CameraShift = CameraShift()
     lighting: Lighting = Lighting()
@@ -107,6 +110,8 @@ class EvaluateConfig:
             self._refuse(PLAY_TABLE, f"world {self.world}", "says what the play table looks like")
         if self.scene not in SCENES:
             raise ValueError(f"scene {self.scene!r} is none of {', '.join(SCENES)}")
+        if self.layouts and self.assets != "builtin":
+            raise ValueError("layouts: official scenes have one; use assets = 'builtin' or layouts = 0")
         for name, colour in self.block_colours.items():
             if name not in BLOCKS or not all(0 <= part <= 1 for part in colour):
                 raise ValueError(f"block_colours.{name} = {colour}: give {', '.join(BLOCKS)} four numbers from 0 to 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from arvrm.interface import Job, Observation, PolicySpec, Robot
 from arvrm.robots import CALVIN
 
 if TYPE_CHECKING:
+    from arvrm.sim.env import PlayTableEnv
     from arvrm.sim.experts import Expert
 
 FILM_SIZES = {"static": 200, "gripper": 84}
@@ -26,15 +28,25 @@ class PlayTableWorld:
     robot: Robot = CALVIN
 
     def __init__(self, config: EvaluateConfig, spec: PolicySpec):
-        from arvrm.sim.env import PlayTableEnv
         from arvrm.sim.tasks import TaskOracle
 
-        sizes = DEFAULT_SIZES | dict(spec.image_sizes)
-        self.env = PlayTableEnv(
+        self.config, self.spec = config, spec
+        self.env = self._table(0 if config.layouts else None)
+        self.oracle = TaskOracle()
+        self.seed = config.seed
+        self._expert: Expert | None = None
+
+    def _table(self, variation: int | None) -> PlayTableEnv:
+        from arvrm.sim.env import PlayTableEnv
+
+        config, sizes = self.config, DEFAULT_SIZES | dict(self.spec.image_sizes)
+        self.variation = variation
+        return PlayTableEnv(
             scene=config.scene,
             assets="official" if config.assets == "calvin" else config.assets,
             calvin_root=config.calvin_root,
             renderer=config.renderer,
+            variation=variation,
             render_observations=False,
             camera_shift=config.camera_shift,
             lighting=config.lighting,
@@ -42,13 +54,13 @@ class PlayTableWorld:
             static_size=sizes["rgb_static"],
             gripper_size=sizes["rgb_gripper"],
         )
-        self.oracle = TaskOracle()
-        self.seed = config.seed
-        self._expert: Expert | None = None
 
     def start(self, job: Job) -> dict[str, Any]:
         from arvrm.sim.starts import prepare, reset_to_chain
 
+        if self.config.layouts and job.index % self.config.layouts != self.variation:
+            self.env.close()
+            self.env = self._table(job.index % self.config.layouts)
         if isinstance(job.start, tuple):
             info, self._expert = prepare(self.env, job.start, self.seed, job.index)
             return info
@@ -77,9 +89,17 @@ class PlayTableWorld:
     def describe(self) -> dict[str, Any]:
         return {
             "simulator": "arvrm PlayTable on PyBullet",
-            "assets": self.env.description.hash(),
+            "assets": self._assets(),
             "renderer": self.env.renderer,
         }
+
+    def _assets(self) -> str:
+        if not self.config.layouts:
+            return self.env.description.hash()
+        from arvrm.sim.builtin import builtin_scene
+
+        hashes = [builtin_scene(self.config.scene, layout).hash() for layout in range(self.config.layouts)]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def close(self) -> None:
         self.env.close()
