@@ -464,7 +464,7 @@ def test_switches_change_what_the_policy_sees_and_nothing_else():
 
 
 def test_chains_take_varied_layouts_in_turn_whoever_rolls_them_out(tmp_path):
-    settings = {"policy": "expert", "chains": 4, "layouts": 3, "max_steps": 100}
+    settings = {"policy": "expert", "chains": 3, "layouts": 3, "max_steps": 60}
     alone, shared = (
         load_results(evaluate(None, EvaluateConfig(output=str(tmp_path / f"{n}.json"), workers=n, **settings)))
         for n in (1, 2)
