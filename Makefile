@@ -1,4 +1,5 @@
 # make demo: everything, small (about 20 minutes on two cores); again after a stop: it goes on.
+# make study: what hands give, all rows (days on two cores); a part of it: make study STUDY="--rows places --seeds 0".
 # make test: style, types and all tests. make test-sim PYTHON=python3.13: the simulator's tests, without torch.
 # make api: the pages of the API. make house: docs/house.svg, from the import table. All make .venv first.
 PYTHON ?= python3
@@ -8,7 +9,7 @@ OUTPUT ?= runs/demo
 SIMULATOR := .venv-simulator
 SIMULATOR_TESTS := chains env experts geometry tasks verify versions
 
-.PHONY: demo test test-sim lint types api house bench clean
+.PHONY: demo study test test-sim lint types api house bench clean
 
 # constraints.txt pins what the tests ran with; the stamp is newer than both files once everything is installed.
 # An environment of an older version may hold the other PyBullet: two write the same file, so both go and one comes.
@@ -24,6 +25,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/.installed
 	@$(BIN)/arvrm demo --output $(OUTPUT) $(if $(wildcard $(OUTPUT)),--resume)
+
+study: $(VENV)/.installed
+	@$(BIN)/arvrm study --output runs/study $(if $(wildcard runs/study),--resume) $(STUDY)
 
 test: lint types
 	$(BIN)/python -m pytest -n 2

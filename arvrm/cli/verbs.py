@@ -206,6 +206,12 @@ _TABLE = (
         positional=("results",),
     ),
     Verb(
+        "study",
+        "measure what hands give: rows and controls, over demonstrations, scenes and seeds",
+        "arvrm.study:StudyConfig",
+        "arvrm.study:study",
+    ),
+    Verb(
         "sim verify",
         "compare the simulator with recordings of the official one, bit for bit",
         "arvrm.cli.measure:VerifyConfig",

@@ -31,16 +31,23 @@ CURVE_TITLES = {
 BASELINES = {"hold": "pose kept", "velocity": "motion kept"}
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "") -> str:
+def safe(svg: str) -> Any:
+    """Return a figure of this module as what a template takes in as it is."""
+    import markupsafe
+
+    return markupsafe.Markup(svg)
+
+
+def words(x: float, y: float, text: str, anchor: str = "start", kind: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{html.escape(text)}</text>'
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str = "grid", style: str = "") -> str:
+def line(x1: float, y1: float, x2: float, y2: float, kind: str = "grid", style: str = "") -> str:
     style = f' style="{style}"' if style else ""
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"{style}/>'
 
 
-def _svg(width: float, height: float, parts: list[str], label: str) -> str:
+def svg(width: float, height: float, parts: list[str], label: str) -> str:
     return (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{html.escape(label)}">'
         + "".join(parts)
@@ -66,9 +73,9 @@ def chain_figure(names: list[str], results: list[dict[str, Any]]) -> str:
     parts = []
     for tick in range(0, 101, 25):
         at = y(tick / 100)
-        parts += [_line(left, at, width - right, at), _text(left - 8, at + 4, f"{tick} %", "end")]
+        parts += [line(left, at, width - right, at), words(left - 8, at + 4, f"{tick} %", "end")]
     for k in range(longest):
-        parts.append(_text(left + span * (k + 0.5), height - 12, f"{k + 1} in a row", "middle"))
+        parts.append(words(left + span * (k + 0.5), height - 12, f"{k + 1} in a row", "middle"))
     for i, values in enumerate(results):
         rates = values["success_rates"]
         colour = SERIES[i % len(SERIES)]
@@ -79,11 +86,11 @@ def chain_figure(names: list[str], results: list[dict[str, Any]]) -> str:
         parts.append(f'<polyline points="{points}" class="series" style="stroke:{colour}"/>')
         intervals = values.get("success_rates_ci95") or [wilson_interval(round(rate * count), count) for rate in rates]
         for k, (rate, (low, high)) in enumerate(zip(rates, intervals, strict=True)):
-            parts.append(_line(x(k, i), y(low), x(k, i), y(high), "whisker", f"stroke:{colour}"))
+            parts.append(line(x(k, i), y(low), x(k, i), y(high), "whisker", f"stroke:{colour}"))
             parts.append(f'<circle cx="{x(k, i):.1f}" cy="{y(rate):.1f}" r="4.5" style="fill:{colour}"/>')
             if len(results) == 1:
-                parts.append(_text(x(k, i) + 9, y(rate) - 7, f"{100 * rate:.0f} %", "start", "value"))
-    return _svg(width, height, parts, "success rate by number of tasks in a row")
+                parts.append(words(x(k, i) + 9, y(rate) - 7, f"{100 * rate:.0f} %", "start", "value"))
+    return svg(width, height, parts, "success rate by number of tasks in a row")
 
 
 def task_figure(names: list[str], results: list[dict[str, Any]]) -> str:
@@ -103,10 +110,10 @@ def task_figure(names: list[str], results: list[dict[str, Any]]) -> str:
     parts = []
     for tick in range(0, 101, 25):
         at = x(tick / 100)
-        parts += [_line(at, top - 4, at, height - 6), _text(at, top - 8, f"{tick} %", "middle")]
+        parts += [line(at, top - 4, at, height - 6), words(at, top - 8, f"{tick} %", "middle")]
     for number, task in enumerate(tasks):
         y0 = top + number * row + gap / 2
-        parts.append(_text(left - 10, y0 + bar * len(results) / 2 + 4, task.replace("_", " "), "end", "label"))
+        parts.append(words(left - 10, y0 + bar * len(results) / 2 + 4, task.replace("_", " "), "end", "label"))
         for i, values in enumerate(results):
             count = values["per_task"].get(task)
             if count is None or not count["total"]:
@@ -118,10 +125,10 @@ def task_figure(names: list[str], results: list[dict[str, Any]]) -> str:
                 f'<rect x="{left}" y="{y:.1f}" width="{max(1.0, x(rate) - left):.1f}" height="{bar - 2}" rx="2" '
                 f'style="fill:{colour};fill-opacity:.8"/>'
             )
-            parts.append(_line(x(low), y + bar / 2 - 1, x(high), y + bar / 2 - 1, "whisker dark"))
+            parts.append(line(x(low), y + bar / 2 - 1, x(high), y + bar / 2 - 1, "whisker dark"))
             said = f"{count['success']} of {count['total']}"
-            parts.append(_text(width - right + 12, y + bar / 2 + 3.5, said, "start", "small"))
-    return _svg(width, height, parts, "success rate by task")
+            parts.append(words(width - right + 12, y + bar / 2 + 3.5, said, "start", "small"))
+    return svg(width, height, parts, "success rate by task")
 
 
 def curve_figure(records: list[dict[str, Any]], key: str) -> str:
@@ -161,22 +168,22 @@ def curve_figure(records: list[dict[str, Any]], key: str) -> str:
     def y(value: float) -> float:
         return top + (high - value) / (high - low) * (height - top - bottom)
 
-    parts = [_text(left, 14, CURVE_TITLES.get(key, key), "start", "label")]
+    parts = [words(left, 14, CURVE_TITLES.get(key, key), "start", "label")]
     for part in (0.0, 0.5, 1.0):
         value = low + part * (high - low)
-        parts.append(_line(left, y(value), width - right, y(value)))
-        parts.append(_text(left - 6, y(value) + 4, f"{value:.3g}", "end", "small"))
-    parts.append(_text(left, height - bottom + 15, f"{first:.0f}", "start", "small"))
-    parts.append(_text(width - right, height - bottom + 15, f"{last:.0f} updates", "end", "small"))
+        parts.append(line(left, y(value), width - right, y(value)))
+        parts.append(words(left - 6, y(value) + 4, f"{value:.3g}", "end", "small"))
+    parts.append(words(left, height - bottom + 15, f"{first:.0f}", "start", "small"))
+    parts.append(words(width - right, height - bottom + 15, f"{last:.0f} updates", "end", "small"))
     at = float(left)
     for name, colour, points in lines:
         path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
         parts.append(f'<polyline points="{path}" class="series thin" style="stroke:{colour}"/>')
         parts.append(f'<circle cx="{x(points[-1][0]):.1f}" cy="{y(points[-1][1]):.1f}" r="2.5" style="fill:{colour}"/>')
-        parts.append(_line(at, height - 10, at + 12, height - 10, "series thin", f"stroke:{colour}"))
-        parts.append(_text(at + 16, height - 6, name, "start", "small"))
+        parts.append(line(at, height - 10, at + 12, height - 10, "series thin", f"stroke:{colour}"))
+        parts.append(words(at + 16, height - 6, name, "start", "small"))
         at += 26 + 6.2 * len(name)
-    return _svg(width, height, parts, CURVE_TITLES.get(key, key))
+    return svg(width, height, parts, CURVE_TITLES.get(key, key))
 
 
 def hand_positions(keypoints: Sequence[str]) -> list[tuple[float, float]]:
@@ -206,7 +213,7 @@ def map_figure(component: str, weights: Sequence[float], keypoints: Sequence[str
         points = [(120 * hand + 10 + ((100 - px) if mirrored else px), 22 + 1.05 * py) for px, py in places]
         for k in range(1, len(points)):
             parent = 0 if (k - 1) % 4 == 0 else k - 1
-            parts.append(_line(*points[parent], *points[k], "bone"))
+            parts.append(line(*points[parent], *points[k], "bone"))
         for k, (px, py) in enumerate(points):
             weight = weights[hand * len(keypoints) + k]
             radius = 9.0 * math.sqrt(abs(weight) / largest)
@@ -216,9 +223,9 @@ def map_figure(component: str, weights: Sequence[float], keypoints: Sequence[str
                 f'<circle cx="{px:.1f}" cy="{py:.1f}" r="{radius:.2f}" style="fill:{colour};fill-opacity:.72">'
                 f"<title>{html.escape(keypoints[k])}: {weight:.4f}</title></circle>"
             )
-    parts.insert(0, _text(width / 2, 13, component, "middle", "label"))
+    parts.insert(0, words(width / 2, 13, component, "middle", "label"))
     top = max(range(len(weights)), key=lambda k: abs(weights[k]))
     strongest = f"{keypoints[top % len(keypoints)].replace('_', ' ')} {weights[top]:.3f}"
-    parts.append(_text(width / 2, height - 18, strongest, "middle", "small"))
-    parts.append(_text(width / 2, height - 5, f"{min(weights):.3f} to {max(weights):.3f}", "middle", "small"))
-    return _svg(width, height, parts, f"map row of {component}")
+    parts.append(words(width / 2, height - 18, strongest, "middle", "small"))
+    parts.append(words(width / 2, height - 5, f"{min(weights):.3f} to {max(weights):.3f}", "middle", "small"))
+    return svg(width, height, parts, f"map row of {component}")

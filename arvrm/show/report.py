@@ -14,7 +14,7 @@ from arvrm.interface import UserError
 from arvrm.results import load_results, scene_changes
 from arvrm.runfiles import read_metrics, read_run
 from arvrm.show.exhibit_files import read_exhibits
-from arvrm.show.figures import SERIES, chain_figure, curve_figure, map_figure, task_figure
+from arvrm.show.figures import SERIES, chain_figure, curve_figure, map_figure, safe, task_figure
 
 CURVES = (
     "loss", "loss_arm", "loss_gripper", "arm_error", "gripper_accuracy", "loss_state", "loss_analogy", "loss_replay",
@@ -61,19 +61,13 @@ def _page(results: Sequence[str | Path], runs: Sequence[str | Path], exhibits: s
     return environment.from_string(template).render(
         title=title,
         rows=[summary_row(name, values, SERIES[i % len(SERIES)]) for i, (name, values) in enumerate(named)],
-        curve=_safe(chain_figure(names, shown)),
-        tasks=_safe(task_figure(names, shown)),
+        curve=safe(chain_figure(names, shown)),
+        tasks=safe(task_figure(names, shown)),
         films=[f for (path, values), name in zip(loaded, names, strict=True) for f in film_entries(path, values, name)],
         runs=[run_entry(Path(folder)) for folder in runs],
         exhibits=exhibit_entries(Path(exhibits)) if exhibits else None,
         details=[(name, detail_rows(values), json.dumps(values["config"], indent=1)) for name, values in named],
     )
-
-
-def _safe(svg: str) -> Any:
-    import markupsafe
-
-    return markupsafe.Markup(svg)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -220,7 +214,7 @@ def run_entry(folder: Path) -> dict[str, Any]:
     records = [{"step": line.step, "split": line.split, **line.values} for line in read_metrics(folder)]
     run = read_run(folder) if (folder / "run.json").exists() else None
     stage = {"pretrain": "Stage 1: keypoints of human clips", "finetune": "Stage 2: the robot's policy"}
-    figures = [_safe(figure) for key in CURVES if (figure := curve_figure(records, key))]
+    figures = [safe(figure) for key in CURVES if (figure := curve_figure(records, key))]
     last = max((record["step"] for record in records), default=0)
     seconds = max((record.get("seconds", 0.0) for record in records), default=0.0)
     return {
@@ -250,7 +244,7 @@ def exhibit_entries(folder: Path) -> dict[str, Any]:
     if found.map is not None:
         for sentence, weights in (found.map.by_sentence or {"": found.map.weights}).items():
             figures = [
-                _safe(map_figure(component, row, found.keypoints))
+                safe(map_figure(component, row, found.keypoints))
                 for component, row in zip(found.components, weights, strict=True)
             ]
             maps.append({"sentence": sentence, "figures": figures})

@@ -1,0 +1,155 @@
+"""The study: its cells, what they share, its controls, and the table."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from arvrm.config import from_dict
+from arvrm.episodes import EpisodeStore
+from arvrm.evaluation import EvaluateConfig
+from arvrm.interface import TASKS, UserError
+from arvrm.results import ChainRecord, load_results, save_results, summarize
+from arvrm.sources.playtable import GenerateConfig
+from arvrm.study import (
+    Cell,
+    StudyConfig,
+    cells_of,
+    interval,
+    load_settings,
+    merged,
+    noted,
+    rows_of,
+    study,
+    write_clips,
+    write_tables,
+)
+from arvrm.training import FinetuneConfig, PretrainConfig
+from small_stores import human_store
+
+NAMES = ("open_drawer", "close_drawer")
+
+
+def results(lengths, tasks=NAMES):
+    records = [ChainRecord(i, tasks, done, (3,) * min(done + 1, len(tasks))) for i, done in enumerate(lengths)]
+    return {"config": {"policy": "checkpoint", "scene": "D"}, "versions": {}, **summarize(records)}
+
+
+def test_every_packaged_row_is_made_of_the_verbs_own_settings():
+    settings = load_settings(None)
+    from_dict(GenerateConfig, {**settings.human, "embodiment": "human", "output": "x"}, "human")
+    made = from_dict(GenerateConfig, {**settings.robot, "output": "x"}, "robot")
+    for name, row in settings.rows.items():
+        if row.pretrain is not None:
+            from_dict(PretrainConfig, {**merged(settings.pretrain, row.pretrain), "output": "x"}, name)
+        from_dict(FinetuneConfig, {**merged(settings.finetune, row.finetune), "output": "x"}, name)
+        config = from_dict(EvaluateConfig, merged(settings.evaluate, row.evaluate), name)
+        assert config.scene not in made.scenes, "evaluated where it was not trained"
+    assert set(settings.tasks["fixtures"]) < set(TASKS) and settings.tasks["all"] == ()
+
+
+def test_a_study_stopped_early_has_whole_rows():
+    settings = dataclasses.replace(load_settings(None))
+    config = StudyConfig(demonstrations=("0", "5", "all"), scenes=("builtin", "layouts"), seeds=(4, 9))
+    cells = list(cells_of(config, settings))
+    assert len(cells) == 12 * len(settings.rows)
+    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+    assert {cell.group for cell in cells if cell.seed == 4} == {cell.group for cell in cells if cell.seed == 9}
+    with pytest.raises(UserError, match="study.rows: 'placs' is unknown"):
+        list(cells_of(StudyConfig(rows=("placs",)), settings))
+    with pytest.raises(ValueError, match="demonstrations: 'five'"):
+        StudyConfig(demonstrations=("five",))
+
+
+def test_interval_counts_seeds_not_only_chains():
+    same = [np.array([0.0, 5.0] * 20)] * 3
+    low, high = interval(same, 500)
+    assert 1.5 < low < 2.5 < high < 3.5
+    apart = [np.full(40, 1.0), np.full(40, 4.0)]
+    assert interval(apart, 500) == (1.0, 4.0), "two seeds that disagree leave the mean unknown"
+
+
+def test_table_joins_the_seeds_of_a_row(tmp_path):
+    cells = tmp_path / "cells"
+    cells.mkdir()
+    settings = load_settings(None)
+    for seed, lengths in enumerate(([2, 1], [0, 1])):
+        save_results(cells / f"{Cell('hand-made', 'all', '5', 'builtin', seed, 2).name}.json", results(lengths))
+    save_results(cells / f"{Cell('hand-made', 'all', 'all', 'builtin', 0, 2).name}.json", results([2, 2]))
+    page = write_tables(tmp_path, settings)
+    rows = {row["demonstrations"]: row for row in json.loads((tmp_path / "study.json").read_text())["rows"]}
+    assert rows["5"]["average_length"] == 1.0 and rows["5"]["by_seed"] == [1.5, 0.5] and rows["5"]["seeds"] == [0, 1]
+    assert rows["5"]["per_task"] == {"open_drawer": [3, 4], "close_drawer": [1, 3]}
+    assert rows["all"]["average_length"] == 2.0
+    text = page.read_text()
+    assert "close_drawer 1 of 3" in text and "hand-made" in text and "<svg" in text
+    assert rows_of(tmp_path) == json.loads(json.dumps(rows_of(tmp_path)))
+
+
+def test_shuffled_clips_keep_everything_but_their_words(tmp_path):
+    source = human_store(tmp_path / "clips").path
+    write_clips(source, tmp_path / "some", 4, False)
+    write_clips(source, tmp_path / "shuffled", None, True)
+    before, some, after = (EpisodeStore(path) for path in (source, tmp_path / "some", tmp_path / "shuffled"))
+    assert some.ids == before.ids[:4] and some.encoded(some.ids[1]) == before.encoded(some.ids[1])
+    assert after.ids == before.ids
+    said = [[store.header(id).instruction for id in store.ids] for store in (before, after)]
+    assert said[0] != said[1] and sorted(said[0]) == sorted(said[1])
+    for id in before.ids:
+        old, new = before.episode(id), after.episode(id)
+        np.testing.assert_array_equal(old.arrays["keypoints"], new.arrays["keypoints"])
+        assert before.encoded(id).images == after.encoded(id).images
+    with pytest.raises(UserError, match="has 6 clips, 9 are asked for"):
+        write_clips(source, tmp_path / "more", 9, False)
+
+
+TINY = {
+    "human": {"scenes": ["A"], "episodes": 4, "variations": 2, "seed": 1, "tasks": NAMES, "instructions": "own"},
+    "robot": {"scenes": ["B"], "episodes": 4, "variations": 2, "seed": 2, "tasks": NAMES, "instructions": "own"},
+    "pretrain": {"model": {"width": 32, "layers": 1, "heads": 2}, "train": {"steps": 2, "batch": 4, "threads": 1}},
+    "finetune": {
+        "model": {"width": 32, "layers": 1, "heads": 2},
+        "data": {"validation": 0},
+        "train": {"steps": 2, "batch": 4, "threads": 1},
+    },
+    "evaluate": {"max_steps": 12},
+    "tasks": {"two": NAMES},
+    "rows": {
+        "none": {"title": "no hands", "pretrain": None, "finetune": {}, "evaluate": {}},
+        "hands": {"title": "pretraining", "pretrain": {}, "finetune": {}, "evaluate": {}},
+        "wrong-words": {"title": "control", "pretrain": {}, "finetune": {}, "evaluate": {}, "said": "another"},
+    },
+}
+
+
+def test_study_makes_what_cells_share_once_and_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setitem(study.__globals__["SCENES"], "builtin", {"scene": "D", "protocol": "single", "starts": 1})
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(TINY))
+    config = StudyConfig(
+        str(tmp_path / "out"), ("none", "hands"), ("1",), ("two",), seeds=(0,), chains=1, workers=1, settings=str(file)
+    )
+    page = study(config)
+    assert page.is_file()
+    made = {
+        kind: sorted(p.name for p in (tmp_path / "out" / kind).iterdir()) for kind in ("stores", "policies", "hands")
+    }
+    assert len(made["stores"]) == 2 and len(made["policies"]) == 2 and len(made["hands"]) == 1
+    cells = sorted((tmp_path / "out" / "cells").glob("*.json"))
+    assert [cell.stem for cell in cells] == ["hands-two-1-builtin-1-0", "none-two-1-builtin-1-0"]
+    with pytest.raises(UserError, match="exists; pass --resume"):
+        study(config)
+    times = {cell: cell.stat().st_mtime_ns for cell in cells}
+    study(dataclasses.replace(config, rows=("wrong-words",), resume=True))
+    assert {cell: cell.stat().st_mtime_ns for cell in cells} == times
+    wrong = load_results(tmp_path / "out" / "cells" / "wrong-words-two-1-builtin-1-0.json")
+    words = json.loads(open(wrong["config"]["instructions"]).read())
+    assert words["open_drawer"] != words["close_drawer"]
+    assert len(list((tmp_path / "out" / "hands").iterdir())) == 1, "the same stage 1 serves both rows"
+    file.write_text(json.dumps(merged(TINY, {"rows": {"hands": {"title": "another"}}})))
+    with pytest.raises(UserError, match="row 'hands' has other settings now"):
+        study(dataclasses.replace(config, resume=True))
+    assert noted(load_settings(str(file)))["rows"]["hands"]["title"] == "another"
+    shutil.rmtree(tmp_path / "out")
