@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from small_stores import human_store
 
 from arvrm.config import from_dict
 from arvrm.episodes import EpisodeStore
@@ -27,7 +28,6 @@ from arvrm.study import (
     write_tables,
 )
 from arvrm.training import FinetuneConfig, PretrainConfig
-from small_stores import human_store
 
 NAMES = ("open_drawer", "close_drawer")
 
