@@ -42,12 +42,23 @@ def load_weights(model: nn.Module, folder: str | Path, name: str = WEIGHTS) -> N
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{file}: does not fit its configuration: {'; '.join(problems[:3])}{more}; use matching files")
-    if checksum is not None and checksum != _checksum(tensors):
-        raise UserError(f"{file}: its weights fail their checksum; {_DAMAGED}")
+    _check(file, tensors, checksum)
     for tensor_name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{file}: {tensor_name} holds NaN or infinity; {_DAMAGED}")
     model.load_state_dict(tensors, strict=True)
+
+
+def read_checked(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file; raises UserError where it cannot be read or fails its checksum."""
+    tensors, checksum = read_weights(file)
+    _check(file, tensors, checksum)
+    return tensors
+
+
+def _check(file: Path, tensors: Mapping[str, Tensor], checksum: str | None) -> None:
+    if checksum is not None and checksum != _checksum(tensors):
+        raise UserError(f"{file}: its weights fail their checksum; {_DAMAGED}")
 
 
 def read_weights(file: Path) -> tuple[dict[str, Tensor], str | None]:

@@ -1,0 +1,172 @@
+"""A motion as the way of the controller's target, and how it is bent to another place.
+
+Frames and units are the world's of `arvrm.interface`: metres, Euler angles xyz in radians; a path's rows are control
+steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from arvrm.geometry import angle_difference, wrap_angle
+from arvrm.interface import Robot, UserError
+from arvrm.robots.calvin import Calvin, apply_relative_action
+
+STEP_M, STEP_RAD = 0.016, 0.045
+"""How far a bent path moves and turns in a step at most: what the controller follows without falling behind."""
+FAR_M, ABOVE_M = 0.17, 0.09
+"""The approach to a touch begins so far to a side of it, or so high above."""
+NEAR_M = 0.05
+"""So near to the approach the hand goes there straight."""
+SETTLED = 0.75
+"""Share of the way to the touch (by length) after which a path that is bent anew lies wholly at its new place."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """The way of a demonstration.
+
+    Attributes:
+        poses: (N, 6) the controller's target after each step: position (m), Euler xyz (rad).
+        gripper: (N,) the gripper's command of each step, -1 (close) or 1 (open).
+        touch, end: rows of the moments.
+        tcp_touch, tcp_end: (6,) the tool centre point's pose at these moments.
+    """
+
+    poses: np.ndarray
+    gripper: np.ndarray
+    touch: int
+    end: int
+    tcp_touch: np.ndarray
+    tcp_end: np.ndarray
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Where a motion is to act.
+
+    Attributes:
+        touch: (3,) where the TCP is to be at the touch, m.
+        turn: how far the gripper is turned about the vertical from how the motion has it, rad.
+        end: (3,) where it is to be at the end; None: as far from the touch as the motion has it.
+        confidence: 0 to 1, that it is there.
+    """
+
+    touch: np.ndarray
+    turn: float = 0.0
+    end: np.ndarray | None = None
+    confidence: float = 1.0
+
+
+def path_of(robot: Robot, arrays: Mapping[str, np.ndarray], touch: int, end: int) -> Path:
+    """Make the path of an episode's arrays: robot_obs (N, 15), executed or actions (N, 7), target_pose (N, 6) if any.
+
+    Raises:
+        UserError: the robot is not moved by poses of its TCP.
+    """
+    if not isinstance(robot, Calvin):
+        raise UserError(f"motions: robot {robot.name!r} is not moved by poses of its TCP; use motion=learned")
+    executed = np.asarray(arrays.get("executed", arrays["actions"]), np.float64)
+    tcp = np.asarray(arrays["robot_obs"], np.float64)[:, :6]
+    # A robot without a controller's target of its own: the TCP stands for it.
+    targets = apply_relative_action(np.asarray(arrays.get("target_pose", tcp), np.float64), executed)
+    last = len(targets) - 1
+    touch, end = min(max(touch, 0), last), min(max(end, touch, 0), last)
+    return Path(targets, executed[:, 6], touch, end, tcp[touch], tcp[end])
+
+
+@dataclass(frozen=True)
+class Bent:
+    """A path at its new place.
+
+    Attributes:
+        poses: (n, 6), gripper: (n,): as in `Path`; no step is longer than STEP_M and STEP_RAD.
+        rows: (n,) the row of the path that each was made from.
+        touch: the row of the touch.
+    """
+
+    poses: np.ndarray
+    gripper: np.ndarray
+    rows: np.ndarray
+    touch: int
+
+
+def entry_of(path: Path) -> int:
+    """The row at which the last approach to the touch begins: what comes before is the way there, or another try."""
+    apart = path.poses[: path.touch + 1, :3] - path.tcp_touch[:3]
+    across, above = np.linalg.norm(apart[:, :2], axis=1), apart[:, 2]
+    far = np.flatnonzero((across >= FAR_M) | (above >= ABOVE_M))
+    if len(far):
+        return int(far[-1])
+    return int(np.argmax(across / FAR_M + np.maximum(above, 0) / ABOVE_M))
+
+
+def bend(path: Path, start: np.ndarray, goal: Goal, begin: int | None = None) -> Bent:
+    """Carry a path over to where it is to begin and to act.
+
+    The last approach and what follows are moved as a whole, and stretched towards `goal.end` where that is given. The
+    way to the approach is up, across and down, as high as the motion itself came.
+
+    Args:
+        start: (6,) the controller's present target.
+        begin: a row of the approach at which the robot is already: the displacement goes over to that of the touch by
+            length of way; None: all of the approach is ahead.
+    """
+    start = np.asarray(start, np.float64)[:6]
+    first = entry_of(path) if begin is None else begin
+    poses, touch = path.poses[first:].copy(), max(path.touch - first, 0)
+    moved = np.zeros(6)
+    moved[:3], moved[5] = goal.touch - path.tcp_touch[:3], goal.turn
+    share = np.ones(len(poses))
+    at_start = np.zeros(6)
+    if begin is not None and touch > 0:
+        way = _length(poses[: touch + 1, :3])
+        share[: touch + 1] = np.clip(way / max(SETTLED * way[-1], 1e-6), 0, 1)
+        at_start = start - poses[0]
+        at_start[3:] = wrap_angle(at_start[3:])
+    poses += (1 - share)[:, None] * at_start + share[:, None] * moved
+    if goal.end is not None and path.end - first > touch:
+        way = np.zeros(len(poses))
+        way[touch:] = _length(path.poses[first + touch :, :3])
+        to_end = goal.end - (path.tcp_end[:3] + moved[:3])
+        poses[:, :3] += np.clip(way / max(way[path.end - first], 1e-6), 0, 1)[:, None] * to_end
+    rows, gripper = np.arange(first, len(path.poses)), path.gripper[first:]
+    if begin is None:
+        there = _crossing(start, poses[0], path.poses[: first + 1, 2].max())
+        poses, touch = np.concatenate([there, poses]), touch + len(there)
+        rows = np.concatenate([np.full(len(there), first), rows])
+        gripper = np.concatenate([np.full(len(there), gripper[0]), gripper])
+    return _evened(start, poses, gripper, rows, touch)
+
+
+def _crossing(start: np.ndarray, entry: np.ndarray, height: float) -> np.ndarray:
+    """Corners (n, 6) of the way from a pose to another: up, across, down; turning all the way across."""
+    if np.linalg.norm(entry[:2] - start[:2]) < NEAR_M:
+        return np.zeros((0, 6))
+    top = max(height, start[2], entry[2])
+    up, over = start.copy(), entry.copy()
+    up[2] = over[2] = top
+    return np.array([up, over])
+
+
+def _length(points: np.ndarray) -> np.ndarray:
+    """(n,) the length of way to each of (n, 3) points."""
+    return np.append(0.0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1)))
+
+
+def _evened(start: np.ndarray, poses: np.ndarray, gripper: np.ndarray, origin: np.ndarray, touch: int) -> Bent:
+    """Put steps in between where a path would leap."""
+    found, commands, rows, at, here = [], [], [], 0, start
+    for row, (pose, command) in enumerate(zip(poses, gripper, strict=True)):
+        move = pose - here
+        move[3:] = angle_difference(pose[3:], here[3:])
+        parts = max(1, int(np.ceil(np.linalg.norm(move[:3]) / STEP_M)), int(np.ceil(np.abs(move[3:]).max() / STEP_RAD)))
+        found += [here + move * (part + 1) / parts for part in range(parts)]
+        commands += [command] * parts
+        rows += [int(origin[row])] * parts
+        here = found[-1]
+        at = len(found) - 1 if row == touch else at
+    return Bent(np.array(found), np.array(commands), np.array(rows), at)
