@@ -133,7 +133,11 @@ class PlanRequest:
 
 
 class Policy(Protocol):
-    """Plans chunks of actions for a batch of simulators. Must not keep state that changes results with batch order."""
+    """Plans chunks of actions for a batch of simulators. Must not keep state that changes results with batch order.
+
+    It may also have `notes(rollout) -> dict[str, int]`: what happened in a rollout that a reader of its result should
+    know, such as that no motion was found for the words, and how often.
+    """
 
     spec: PolicySpec
 

@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -43,6 +44,7 @@ class ChainRecord:
         steps: control steps of every attempted task, the failed one included.
         crashed: None, or one line on what crashed (simulator or policy); counted as a failure, reported apart.
         film: file name of the chain's film, if one was kept.
+        notes: what the policy says of it (`interface.Policy`): text -> how often.
     """
 
     index: int
@@ -51,6 +53,7 @@ class ChainRecord:
     steps: tuple[int, ...]
     crashed: str | None = None
     film: str | None = None
+    notes: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.index < 0 or not self.tasks or not 0 <= self.completed <= len(self.tasks):
@@ -140,6 +143,7 @@ class _Results:
     policy_identity: dict[str, Any] | None = None
     planning: dict[str, float | None] | None = None
     stage_seconds: dict[str, float] | None = None
+    notes: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -211,7 +215,8 @@ class ChainLog:
         if record.index in self.records:
             raise ValueError(f"{self.path}: chain {record.index} is logged already")
         news = {"world": world} if world and world != self.world else {}
-        self._write({**asdict(record), "seconds": round(seconds, 3), "cost": cost or {}, **news})
+        written = {name: value for name, value in asdict(record).items() if value != {}}
+        self._write({**written, "seconds": round(seconds, 3), "cost": cost or {}, **news})
         self._add(record, seconds, cost or {}, world or {})
 
     def absorb(self, path: Path) -> None:
@@ -322,6 +327,7 @@ def summarize(records: Iterable[ChainRecord], seed: int = 0) -> dict[str, Any]:
         success_rates: share of chains with at least 1, 2, ... tasks in a row; success_rates_ci95: Wilson intervals.
         per_task: {task: {success, total}} over attempted tasks, in the order of `interface.TASKS`.
         crashed: number of chains that ended in a crash.
+        notes: what the policy said of all chains together: text -> how often; absent where it said nothing.
         chains: the records.
     """
     ordered = sorted(records, key=lambda record: record.index)
@@ -337,9 +343,13 @@ def summarize(records: Iterable[ChainRecord], seed: int = 0) -> dict[str, Any]:
     reached = [sum(length >= k for length in lengths) for k in range(1, longest + 1)]
     chains = []
     for record in ordered:
-        entry = {key: value for key, value in asdict(record).items() if value is not None}
+        entry = {key: value for key, value in asdict(record).items() if value not in (None, {})}
         chains.append({key: list(value) if isinstance(value, tuple) else value for key, value in entry.items()})
+    notes: Counter[str] = Counter()
+    for record in ordered:
+        notes.update(record.notes)
     return {
+        **({"notes": dict(sorted(notes.items()))} if notes else {}),
         "average_length": float(np.mean(lengths)) if lengths else 0.0,
         "average_length_ci95": list(bootstrap_interval(lengths, seed)),
         "success_rates": [count / len(lengths) for count in reached],
@@ -389,6 +399,8 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"  success rate      {rates[0]:>7.3f}   (95 % interval {low:.3f} to {high:.3f})")
     if results.get("crashed"):
         lines.append(f"  crashed           {results['crashed']:>7d}   (counted as failures)")
+    for text, times in results.get("notes", {}).items():
+        lines.append(f"  policy            {times:>7d}   times: {text}")
     if results.get("chains_per_hour"):
         lines.append(f"  speed             {results['chains_per_hour']:>7.0f} {what} an hour")
     lines.append("  task                          success  of")

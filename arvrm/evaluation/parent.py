@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from arvrm import processes
@@ -174,6 +175,7 @@ class Parent:
                 worker.connection.send(answer)
 
     def _finish(self, record: ChainRecord, cost: dict[str, float]) -> None:
+        record = replace(record, notes=self.planner.notes(record.index))
         self.log.append(record, self.progress.seconds(), cost, self.world)
         if record.crashed:
             print(f"chain {record.index} crashed: {record.crashed}", file=sys.stderr)

@@ -55,6 +55,11 @@ class Planner:
         except Exception as error:
             return _crash(error)
 
+    def notes(self, rollout: int) -> dict[str, int]:
+        """What the policy says of a rollout, if it says anything."""
+        says = getattr(self.policy, "notes", None)
+        return {} if says is None else {str(text): int(times) for text, times in says(rollout).items()}
+
     def add(self, totals: Sequence[Any]) -> None:
         """Add the `totals` of another process's planner."""
         plans, batches, seconds = totals

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from arvrm.interface import Robot, UserError
+from arvrm.model.analogy_net import AnalogyNet, AnalogyNetConfig, upgraded_analogy
 from arvrm.model.config import ModelConfig
 from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.policy_net import PolicyNet
@@ -37,9 +38,15 @@ def _policy(config: ModelConfig, robot: Robot | None) -> PolicyNet:
     return PolicyNet(config, robot)
 
 
+def _analogy(config: AnalogyNetConfig, robot: Robot | None) -> AnalogyNet:
+    assert robot is not None
+    return AnalogyNet(config, robot)
+
+
 KINDS: dict[str, Kind] = {
     "keypoint_vlm": Kind(lambda config, robot: KeypointVLM(config), ModelConfig, upgraded_model, plans=False),
     "policy": Kind(_policy, ModelConfig, upgraded_model),
+    "analogy": Kind(_analogy, AnalogyNetConfig, upgraded_analogy),
 }
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from arvrm.hands.skeleton import TIPS
 from arvrm.interface import KEYPOINTS
 from arvrm.motions.camera import fit_camera, on_plane, project, seen_change
 
@@ -30,7 +31,7 @@ class HandMap:
     Attributes:
         position: (3, 21) rows of x, y, z; each sums to 1.
         across: (2, 21) rows of the two points between which the gripper's fingers lie.
-        yaw: rad, by how much the gripper's yaw is more than the angle of `across`; deviation: rad, how far a yaw told by
+        yaw: rad, how much more the gripper's yaw is than the angle of `across`; deviation: rad, how far a yaw told by
             it is usually off (one deviation).
         camera: (3, 4), see `camera.project`.
         error: m, median distance of m(hand) from the gripper among the demonstrations.
@@ -42,6 +43,11 @@ class HandMap:
     deviation: float
     camera: np.ndarray
     error: float
+
+    @property
+    def tips_mass(self) -> float:
+        """Share of the position rows' weight that lies on the tips of thumb and index finger; 2 / 21 by chance."""
+        return float(self.position[:, list(TIPS[:2])].sum(1).mean())
 
     def place(self, keypoints: np.ndarray, height: np.ndarray | float) -> np.ndarray:
         """World points (..., 3, m) of hands (..., 21, 2; pixels of 96) that act at a height (..., m)."""
@@ -57,7 +63,7 @@ class HandMap:
         return place[..., 2] + ((z - project(self.camera, place)) * change).sum(-1) / (change**2).sum(-1)
 
     def angle(self, keypoints: np.ndarray, height: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-        """Yaw (..., rad, of a gripper: modulo pi) of hands at a height, and how long (..., m) the line is that tells."""
+        """Yaw (..., rad, of a gripper: modulo pi) of hands at a height, and how long (..., m) the line is."""
         ends = self.across @ np.asarray(keypoints, np.float64)
         height = np.asarray(height, np.float64)[..., None]
         line = np.diff(on_plane(self.camera, ends, height), axis=-2)[..., 0, :2]
@@ -86,7 +92,7 @@ def fit_map(
     keypoints, tcp = np.asarray(keypoints, np.float64), np.asarray(tcp, np.float64)
     rng = np.random.default_rng(seed)
     logits = 0.01 * rng.standard_normal((POSITION, len(KEYPOINTS)))
-    weights = np.clip(confidence, 0.05, 1.0)
+    weights = np.clip(np.asarray(confidence, np.float64), 0.05, 1.0)
     fitted = camera
     for _ in range(_ROUNDS if camera is None else 1):
         if camera is None:

@@ -142,6 +142,15 @@ def bend(path: Path, start: np.ndarray, goal: Goal, begin: int | None = None) ->
     return _evened(start, poses, gripper, rows, touch)
 
 
+def straight(start: np.ndarray, pose: np.ndarray, gripper: float) -> Bent:
+    """The way from a pose (6,) to another: up or down, then across; it touches nothing."""
+    start, pose = np.asarray(start, np.float64)[:6], np.asarray(pose, np.float64)
+    above = start.copy()
+    above[2] = max(start[2], pose[2])
+    corners = np.array([above, pose])
+    return _evened(start, corners, np.full(2, gripper), np.zeros(2, int), -1)
+
+
 def _crossing(start: np.ndarray, entry: np.ndarray, height: float) -> np.ndarray:
     """Corners (n, 6) of the way from a pose to another: up, across, down; turning all the way across."""
     if np.linalg.norm(entry[:2] - start[:2]) < NEAR_M:

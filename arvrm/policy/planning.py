@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from arvrm.interface import Observation, PlanRequest, PolicyNetwork, PolicySpec, Robot, RobotBatch, UserError
-from arvrm.model.checkpoint import Checkpoint, checkpoint_hash, load_checkpoint
+from arvrm.model.checkpoint import Checkpoint, checkpoint_hash, load_checkpoint, read_described
 from arvrm.model.encoders import TextEncoder
+from arvrm.policy.analogy import AnalogyPolicy, load_analogy
 from arvrm.policy.clips import RolloutClips
 from arvrm.policy.frame_cache import FrameCache, FrameTokens
 from arvrm.retrieval import ClipIndex
@@ -260,8 +261,8 @@ def load_policy(
     execute_steps: int | None = None,
     batch: int = 1,
     cache: bool = True,
-) -> CheckpointPolicy:
-    """Load a stage-2 checkpoint as a policy.
+) -> CheckpointPolicy | AnalogyPolicy:
+    """Load a stage-2 checkpoint as a policy: of a network that says each action, or by analogy.
 
     Args:
         execute_steps, batch, cache: see `CheckpointPolicy`.
@@ -269,6 +270,8 @@ def load_policy(
     Raises:
         UserError: no such checkpoint, one of stage 1, a damaged one, or an index is needed and not given.
     """
+    if read_described(checkpoint).kind == "analogy":
+        return load_analogy(checkpoint, device, batch)
     loaded = load_checkpoint(checkpoint, device, kind="policy")
     retriever = None
     if loaded.config.analogy.at_rollout == "on":
@@ -289,7 +292,7 @@ def policy_factory(
     execute_steps: int | None = None,
     batch: int = 1,
     threads: int = 1,
-) -> tuple[Callable[[], CheckpointPolicy], dict[str, Any]]:
+) -> tuple[Callable[[], CheckpointPolicy | AnalogyPolicy], dict[str, Any]]:
     """Return what `evaluation.evaluate` takes: a function that loads the policy, and what identifies its weights.
 
     Args:
@@ -298,7 +301,7 @@ def policy_factory(
     """
     identity = {"checkpoint": str(checkpoint), "hash": checkpoint_hash(checkpoint)}
 
-    def make() -> CheckpointPolicy:
+    def make() -> CheckpointPolicy | AnalogyPolicy:
         torch.set_num_threads(threads)
         return load_policy(checkpoint, device, index, execute_steps, batch)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from arvrm.model.objectives import check_others
 from arvrm.model.policy_net import PolicyNet
 from arvrm.model.weights import load_weights
 from arvrm.retrieval import RetrievalConfig
+from arvrm.training.analogy_stage import AnalogyFitConfig, fit_analogy
 from arvrm.training.config import TrainConfig, TrainResult
 from arvrm.training.data import DataConfig, open_table
 from arvrm.training.loop import Trainer, to_device
@@ -43,6 +45,10 @@ class FinetuneConfig:
         output: the run's folder, which becomes the checkpoint.
         resume: go on with a run that was stopped.
         overwrite: replace an existing run.
+        motion: learned: a network is trained that says each action. analogy: m and a library of motions are made of the
+            demonstrations, which the policy carries over to where stage 1 sees the hand act; needs a stage 1 with
+            places as `pretrained`; `window`, `model` and `train` count for nothing then.
+        analogy: how that is made.
         pretrained: checkpoint to start from: stage 1's, or a policy's; null: from scratch.
         pretrained_rate: fraction of the learning rate at which the weights of that checkpoint are trained on.
         index: clip index whose clips accompany the robot's windows; null: none.
@@ -55,6 +61,8 @@ class FinetuneConfig:
     output: str
     resume: bool = False
     overwrite: bool = False
+    motion: Literal["learned", "analogy"] = "learned"
+    analogy: AnalogyFitConfig = field(default_factory=AnalogyFitConfig)
     data: DataConfig = field(default_factory=DataConfig)
     pretrained: str | None = None
     pretrained_rate: float = bounded(1.0, least=0, most=1)
@@ -86,6 +94,8 @@ def finetune(config: FinetuneConfig, progress: bool = True) -> TrainResult:
         table = open_table(config.data, "robot", config.window.stride)
         pretrained = Pretrained.read(config.pretrained) if config.pretrained else None
         robot = _robot(table, pretrained)
+        if config.motion == "analogy":
+            return fit_analogy(config, table, robot, progress)
         with threads_of(config, progress):
             return _train(config, table, pretrained, robot, progress)
 

@@ -27,7 +27,10 @@ from arvrm.training.upgrade import upgraded
 from arvrm.windows import EpisodeTable, WindowConfig, store_fingerprint
 
 Stage = Literal["pretrain", "finetune"]
-_OURS = ("state", "metrics.jsonl", "tensorboard", "model.safetensors", "config.json", "statistics.json", "run.json")
+_OURS = (
+    "motions.json", "motions.safetensors",
+    "state", "metrics.jsonl", "tensorboard", "model.safetensors", "config.json", "statistics.json", "run.json",
+)  # fmt: skip
 """In the order in which they are deleted: killed meanwhile, nothing goes on with half of a run, and it is still one."""
 
 

@@ -1,0 +1,93 @@
+"""The network of a policy by analogy: stage 1 with its places, and m, which was fitted and not trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from arvrm.interface import KEYPOINTS, Robot, UserError
+from arvrm.model.config import ModelConfig
+from arvrm.model.keypoint_vlm import KeypointVLM
+from arvrm.model.upgrade import section_of, upgraded_model
+
+NUMBERS = ("yaw", "deviation", "error")
+"""Of m, besides its rows; see `motions.HandMap`."""
+
+
+@dataclass(frozen=True)
+class AnalogyNetConfig:
+    """Of a policy by analogy.
+
+    Attributes:
+        vlm: of stage 1.
+        library: what identifies the checkpoint's library of motions.
+        retrieve: weights of the terms by which a motion is chosen, by name; `motions.RetrieveConfig`.
+    """
+
+    vlm: ModelConfig
+    library: str
+    retrieve: dict[str, float] = field(default_factory=dict)
+
+
+class AnalogyNet(nn.Module):
+    """Stage 1 and m; an `interface.Network` that predicts hands. The motions lie beside it, in the checkpoint.
+
+    Raises:
+        UserError: stage 1 has no places.
+    """
+
+    kind = "analogy"
+
+    def __init__(self, config: AnalogyNetConfig, robot: Robot) -> None:
+        super().__init__()
+        if not config.vlm.places.enabled:
+            raise UserError("motion=analogy: stage 1 was trained without places; train one with places.enabled=true")
+        self.config, self._robot = config, robot
+        self.vlm = KeypointVLM(config.vlm)
+        for name, shape in (("position", (3, len(KEYPOINTS))), ("across", (2, len(KEYPOINTS))), ("camera", (3, 4))):
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("numbers", torch.zeros(len(NUMBERS), dtype=torch.float64))
+
+    @property
+    def robot(self) -> Robot:
+        return self._robot
+
+    def fitted(self) -> dict[str, Any]:
+        """Return m's arrays and numbers by name, as `motions.HandMap` takes them."""
+        arrays: dict[str, Any] = {name: getattr(self, name).cpu().numpy() for name in ("position", "across", "camera")}
+        return arrays | dict(zip(NUMBERS, self.numbers.tolist(), strict=True))
+
+    def keep(self, fitted: Mapping[str, Any]) -> None:
+        """Take over what `fitted` returns."""
+        for name in ("position", "across", "camera"):
+            getattr(self, name).copy_(torch.from_numpy(np.asarray(fitted[name], np.float64)))
+        self.numbers.copy_(torch.tensor([float(fitted[name]) for name in NUMBERS], dtype=torch.float64))
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        return self.vlm(batch)
+
+    def image_encoder(self, role: str) -> nn.Module:
+        return self.vlm.image_encoder(role)
+
+    def language(self, text: Tensor, text_mask: Tensor) -> Tensor:
+        return self.vlm.language(text, text_mask)
+
+    def hands(self) -> tuple[nn.Module, str]:
+        return self.vlm, "vlm."
+
+    def self_contained(self) -> AnalogyNetConfig:
+        return dataclasses.replace(self.config, vlm=self.vlm.self_contained())
+
+
+def upgraded_analogy(values: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return settings of `AnalogyNetConfig` as this version writes them; see `upgraded_model`."""
+    values = dict(section_of(values, place))
+    if "vlm" in values:
+        values["vlm"] = upgraded_model(values["vlm"], f"{place}.vlm")
+    return values

@@ -1,0 +1,192 @@
+"""The policy that carries a motion it has seen over to the places where a hand would act."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from arvrm.interface import PlanRequest, PolicySpec, Robot
+from arvrm.model.checkpoint import load_checkpoint
+from arvrm.motions.library import load_library
+from arvrm.motions.path import Bent, bend, entry_of, straight
+from arvrm.policy.places import Choice, PlaceSeer, Sight
+from arvrm.robots.calvin import apply_relative_action, relative_action
+
+EXECUTE = 4
+"""Steps between two plans."""
+LOOK_EVERY = 16
+"""Steps after which it looks again while the touch is ahead."""
+LEAVING = 16
+"""Steps at most in which the motion of the instruction before is finished."""
+_SAME_M = 0.03
+"""Where the robot is further from its path, something else has moved it."""
+_MOVED_M = 0.008
+"""A goal that lies no further from the one before is the same."""
+_BEHIND_M, _STUCK_M = 0.05, 0.002
+"""The arm is blocked where it is so far behind its target and hardly moved since the last plan."""
+
+
+class Seer(Protocol):
+    """Looks at the scene and says what might be done where.
+
+    Attributes:
+        lookout: (6,) a pose from which it sees more, m and rad; None: it knows none.
+    """
+
+    lookout: np.ndarray | None
+
+    def look(self, requests: list[PlanRequest]) -> list[Sight]: ...
+
+
+@dataclass
+class _Rollout:
+    """One instruction of one rollout, as it goes."""
+
+    instruction: str
+    choice: Choice | None = None
+    bent: Bent | None = None
+    cursor: int = 0
+    looked: int = 0
+    tcp: np.ndarray | None = None
+    elsewhere: int = 0
+    """How often it went to look from another pose."""
+    tried: Counter = field(default_factory=Counter)
+    gripper: float = 1.0
+    leaving: list[tuple[np.ndarray, float]] = field(default_factory=list)
+    """What is left of the motion of the instruction before: the judge does not wait until the hand is off."""
+
+    def rest(self, target: np.ndarray) -> list[tuple[np.ndarray, float]]:
+        """Return poses and gripper commands that are left of the path, if it has touched and was not left."""
+        if (
+            self.bent is None
+            or self.choice is None
+            or self.cursor <= self.bent.touch
+            or self.cursor >= len(self.bent.poses)
+        ):
+            return []
+        if np.linalg.norm(self.bent.poses[self.cursor - 1, :3] - target[:3]) > _SAME_M:
+            return []
+        rows = slice(self.cursor, self.cursor + LEAVING)
+        return list(zip(self.bent.poses[rows], self.bent.gripper[rows].tolist(), strict=True))
+
+
+class AnalogyPolicy:
+    """Plans by following, in closed loop, the path of a motion bent to where a hand would act.
+
+    State is kept for each rollout by itself, so that plans do not depend on who else is waiting.
+    """
+
+    def __init__(self, robot: Robot, seer: Seer, image_sizes: dict[str, int], batch: int = 1) -> None:
+        self.robot, self.seer = robot, seer
+        self.spec = PolicySpec(robot.name, image_sizes, (0,), EXECUTE, batch)
+        self._rollouts: dict[int, _Rollout] = {}
+        self._notes: dict[int, Counter] = {}
+
+    def notes(self, rollout: int) -> dict[str, int]:
+        """What happened in a rollout that a reader of its result should know: text -> how often."""
+        return dict(self._notes.get(rollout, {}))
+
+    def plan(self, requests: list[PlanRequest]) -> list[np.ndarray]:
+        """Return one (EXECUTE, 7) float32 chunk per request; see `interface.Policy`."""
+        return [self._plan(request) for request in requests]
+
+    def _plan(self, request: PlanRequest) -> np.ndarray:
+        state = request.history[-1].state
+        target, robot_obs = np.asarray(state["target_pose"], np.float64), np.asarray(state["robot_obs"], np.float64)
+        known = self._rollouts.get(request.rollout)
+        if known is None or request.step == 0 or known.instruction != request.instruction:
+            rest = [] if known is None else known.rest(target)
+            known = self._rollouts[request.rollout] = _Rollout(request.instruction, gripper=float(robot_obs[14]))
+            known.leaving = rest
+        self._follow(known, request, target, robot_obs[:3])
+        return self._chunk(known, target)
+
+    def _follow(self, known: _Rollout, request: PlanRequest, target: np.ndarray, tcp: np.ndarray) -> None:
+        """Begin, correct or leave the path."""
+        moved = np.inf if known.tcp is None else float(np.linalg.norm(tcp - known.tcp))
+        known.tcp = tcp
+        if known.leaving:
+            return
+        if known.bent is None or (known.choice is None and known.cursor >= len(known.bent.poses)):
+            self._begin(known, request, target)
+            return
+        if known.choice is None:
+            return
+        before = known.cursor < known.bent.touch
+        if known.cursor >= len(known.bent.poses):
+            self._note(request, "path over")
+            self._begin(known, request, target)
+        elif before and moved < _STUCK_M and np.linalg.norm(target[:3] - tcp) > _BEHIND_M:
+            self._note(request, "blocked")
+            self._begin(known, request, target)
+        elif before and request.step - known.looked >= LOOK_EVERY:
+            self._correct(known, request, target)
+
+    def _begin(self, known: _Rollout, request: PlanRequest, target: np.ndarray) -> None:
+        """Look, and begin the best choice among those tried least."""
+        sight = self.seer.look([request])[0]
+        known.looked = request.step
+        for note in sight.notes:
+            self._note(request, note)
+        if not sight.sure and known.elsewhere < 1 and self.seer.lookout is not None:
+            self._note(request, "looks from another pose")
+            known.elsewhere += 1
+            known.choice, known.bent, known.cursor = None, straight(target, self.seer.lookout, known.gripper), 0
+            return
+        if not sight.choices:
+            known.choice = known.bent = None
+            return
+        least = min(known.tried[choice.key] for choice in sight.choices)
+        choice = next(choice for choice in sight.choices if known.tried[choice.key] == least)
+        known.tried[choice.key] += 1
+        known.choice, known.cursor = choice, 0
+        known.bent = bend(choice.motion.path, target, choice.goal)
+
+    def _correct(self, known: _Rollout, request: PlanRequest, target: np.ndarray) -> None:
+        """Look again, and bend what is left of the path where the place has moved."""
+        known.looked = request.step
+        assert known.choice is not None and known.bent is not None
+        sight = self.seer.look([request])[0]
+        again = next((choice for choice in sight.choices if choice.key == known.choice.key), None)
+        if again is None or np.linalg.norm(again.goal.touch - known.choice.goal.touch) < _MOVED_M:
+            return
+        path, begin = again.motion.path, int(known.bent.rows[known.cursor])
+        if begin < path.touch:
+            known.choice, known.cursor = again, 0
+            known.bent = bend(path, target, again.goal, None if begin <= entry_of(path) else begin)
+
+    def _chunk(self, known: _Rollout, target: np.ndarray) -> np.ndarray:
+        """Return the actions that move the target along the path, one row of it a step."""
+        actions = []
+        for _ in range(EXECUTE):
+            if known.leaving:
+                goal, known.gripper = known.leaving.pop(0)
+            elif known.bent is not None and known.cursor < len(known.bent.poses):
+                goal, known.gripper = known.bent.poses[known.cursor], float(known.bent.gripper[known.cursor])
+                known.cursor += 1
+            else:
+                goal = target
+            action = relative_action(target, goal, known.gripper)
+            target = apply_relative_action(target, action)
+            actions.append(action)
+        return np.array(actions, np.float32)
+
+    def _note(self, request: PlanRequest, text: str) -> None:
+        self._notes.setdefault(request.rollout, Counter())[text] += 1
+
+
+def load_analogy(checkpoint: str | Path, device: str = "cpu", batch: int = 1) -> AnalogyPolicy:
+    """Load a checkpoint that `finetune motion=analogy` made.
+
+    Raises:
+        UserError: there is none, it is of another kind, or its library of motions is damaged.
+    """
+    loaded = load_checkpoint(checkpoint, device, kind="analogy")
+    assert loaded.robot is not None
+    camera = loaded.robot.cameras[0].name
+    seer = PlaceSeer(loaded.model, load_library(checkpoint, loaded.config.library), camera)
+    return AnalogyPolicy(loaded.robot, seer, {camera: loaded.metadata.images[camera]}, batch)

@@ -1,0 +1,159 @@
+"""What a policy by analogy sees: where a hand would act here, and which motions might be carried over to there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from arvrm.interface import PlanRequest
+from arvrm.model.analogy_net import AnalogyNet
+from arvrm.model.encoders import TextEncoder
+from arvrm.model.places import PredictedHands, predict_hands
+from arvrm.model.words import sentence_words
+from arvrm.motions.hand_map import HandMap
+from arvrm.motions.library import Motion
+from arvrm.motions.path import Goal
+from arvrm.motions.retrieve import TERMS, RetrieveConfig, Retriever
+
+UNSURE = 0.3
+"""A place seen with less confidence is no place to go to at once."""
+_LEAST_WORDS = 0.5
+"""Words so little alike are of no motion here."""
+_REACH_M = 0.06
+"""How far beyond all motions of the library a place may lie."""
+_RANK = 0.35
+"""How much likelier (as a logarithm) a place must be for the next motion there to come before the best elsewhere."""
+_OWN_M = 0.04
+"""The prediction for a motion's own image is believed wrong where it is off by more."""
+_LINE_M = 0.012
+"""A line between the fingers shorter than this tells no yaw."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A motion that may be done here, and where.
+
+    Attributes:
+        terms: the similarities by which it was chosen, for a person.
+        hypothesis: 0: where the hand is most likely; 1, 2, ...: where else it may be.
+    """
+
+    motion: Motion
+    goal: Goal
+    terms: dict[str, float] = field(default_factory=dict)
+    hypothesis: int = 0
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.motion.id, self.hypothesis
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a look at the scene gives.
+
+    Attributes:
+        choices: best first.
+        notes: what there is to be said about it, such as that the place is not seen with confidence.
+        sure: whether the place is, and within reach.
+        hands: what was predicted, for a person.
+    """
+
+    choices: list[Choice]
+    notes: tuple[str, ...] = ()
+    sure: bool = True
+    hands: PredictedHands | None = None
+
+
+class PlaceSeer:
+    """Predicts the hand for a request's static image and words, and ranks a library's motions for it.
+
+    Attributes:
+        motions: the library.
+        lookout: (6,) a pose (m, rad) in which the arm hides little: above where motions begin.
+
+    Every request is looked at by itself, so that what is seen does not depend, to the bit, on who else is waiting.
+    """
+
+    def __init__(self, net: AnalogyNet, motions: Sequence[Motion], camera: str = "rgb_static") -> None:
+        self.net, self.camera = net, camera
+        self.map = HandMap(**net.fitted())
+        self.text = TextEncoder(net.config.vlm.text)
+        self.retriever = Retriever(motions, RetrieveConfig(**net.config.retrieve))
+        self.motions = self.retriever.motions
+        tcp = np.array([one.path.tcp_touch for one in self.motions])
+        self._heights = tcp[:, 2]
+        own = np.array([one.hand[0] for one in self.motions])
+        self._offset = tcp[:, :3] - self.map.place(own, self._heights)
+        wrong = np.linalg.norm(self._offset, axis=1) > _OWN_M
+        self._offset[wrong] = 0.0
+        angle, line = self.map.angle(own, self._heights)
+        off = np.abs(half_turn(angle - tcp[:, 5]))
+        known = ~wrong & (line > _LINE_M) & (off < 3 * self.map.deviation)
+        self._angle = np.where(known, angle, tcp[:, 5])
+        everything = np.concatenate([one.path.poses[:, :3] for one in self.motions])
+        starts = np.array([one.start[:6] for one in self.motions])
+        self.lookout = np.concatenate([np.median(starts[:, :3], 0), starts[0, 3:]])
+        self.lookout[2] = starts[:, 2].max()
+        self._low, self._high = everything.min(0) - _REACH_M, everything.max(0) + _REACH_M
+
+    def look(self, requests: list[PlanRequest]) -> list[Sight]:
+        """Return what each request's present image shows."""
+        return [self.sight(one.history[-1].images[self.camera], one.instruction, _robot(one)) for one in requests]
+
+    def sight(self, image: np.ndarray, sentence: str, robot: np.ndarray) -> Sight:
+        """Look at one image.
+
+        Args:
+            image: (H, W, 3) uint8 of the static camera.
+            robot: (7,) the TCP's pose (m, rad) and the gripper's width (m).
+        """
+        hands = predict_hands(self.net.vlm, self.text, image[None], [sentence])
+        words = sentence_words(self.net.vlm, self.text, [sentence])[0]
+        trust = float(hands.confidence[0, 0])
+        shares = [trust, *((1 - trust) / (2 + number) for number in range(hands.others.shape[2]))]
+        notes = [] if trust >= UNSURE else ["place seen with low confidence"]
+        within: list[tuple[float, Choice]] = []
+        beyond: list[tuple[float, Choice]] = []
+        for number, hand in enumerate([hands.keypoints[0], *hands.others[0].swapaxes(0, 1)]):
+            touches, turns = self._goals(hand)
+            reached = np.clip(touches, self._low, self._high)
+            inside = (reached == touches).all(1)
+            terms = self.retriever.terms(words, hands.motion[0], hand, robot, reached, turns)
+            ranked = self.retriever.ranked(terms)
+            if number == 0 and terms[:, 0].max() < _LEAST_WORDS:
+                notes.append("no motion for these words")
+            if number == 0 and not inside[ranked[0]]:
+                notes.append("place out of reach")
+            for rank, row in enumerate(ranked):
+                named = dict(zip(TERMS, (float(value) for value in terms[row]), strict=True))
+                named["score"] = float(terms[row] @ self.retriever.weights)
+                goal = Goal(reached[row], float(turns[row]), None, shares[number])
+                # A place less likely comes after all motions at a likelier one, as far as it is so much less likely.
+                order = np.log(max(shares[number], 1e-6)) - _RANK * rank
+                (within if inside[row] else beyond).append((order, Choice(self.motions[row], goal, named, number)))
+        # What is out of reach is tried at the nearest place within, when nothing else is left.
+        found = [choice for some in (within, beyond) for _, choice in sorted(some, key=lambda pair: -pair[0])]
+        return Sight(found, tuple(notes), trust >= UNSURE and bool(within), hands)
+
+    def _goals(self, hand: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where each motion would touch (n, 3), and how it would be turned (n,)."""
+        count = len(self.motions)
+        here = np.broadcast_to(hand[0], (count, *hand[0].shape))
+        touches = self.map.place(here, self._heights) + self._offset
+        angle, line = self.map.angle(here, self._heights)
+        turns = half_turn(angle - self._angle)
+        # What may be no more than error is none.
+        turns = np.sign(turns) * np.maximum(np.abs(turns) - self.map.deviation, 0)
+        return touches, np.where(line > _LINE_M, turns, 0.0)
+
+
+def half_turn(angle: np.ndarray) -> np.ndarray:
+    """Angles (rad) in [-pi/2, pi/2): a gripper turned by half a turn is the same."""
+    return (np.asarray(angle) + np.pi / 2) % np.pi - np.pi / 2
+
+
+def _robot(request: PlanRequest) -> np.ndarray:
+    return np.asarray(request.history[-1].state["robot_obs"], np.float64)[:7]

@@ -1,0 +1,142 @@
+"""The policy by analogy: what it reads, what its motions do to its actions, and what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from arvrm.interface import Observation, PlanRequest, UserError
+from arvrm.model.analogy_net import AnalogyNet, AnalogyNetConfig
+from arvrm.model.checkpoint import load_checkpoint, write_checkpoint
+from arvrm.model.config import ModelConfig, PlacesConfig
+from arvrm.model.metadata import CheckpointMetadata
+from arvrm.model.places import MOTION_SIZE
+from arvrm.model.text import TextEncoder
+from arvrm.model.words import sentence_words
+from arvrm.motions import Motion, save_library
+from arvrm.policy import load_policy
+from arvrm.policy.analogy import EXECUTE, AnalogyPolicy
+from arvrm.robots.calvin import CALVIN, apply_relative_action
+from tests.test_motions import CAMERA, down_and_along
+
+SENTENCES = ("press the button", "open the drawer")
+
+
+def made(folder: Path, shift: float = 0.0) -> Path:
+    """A checkpoint with an untrained stage 1 and one motion a sentence, `shift` longer after the touch."""
+    torch.manual_seed(0)
+    config = ModelConfig(width=32, layers=1, heads=2, places=PlacesConfig(enabled=True, channels=(8, 8, 8), words=8))
+    net = AnalogyNet(AnalogyNetConfig(config, ""), CALVIN).eval()
+    position, across = np.zeros((3, 21)), np.zeros((2, 21))
+    position[:, (4, 8)], across[0, 4], across[1, 8] = 0.5, 1, 1
+    net.keep({"position": position, "across": across, "camera": CAMERA, "yaw": 0.0, "deviation": 0.1, "error": 0.01})
+    text, motions = TextEncoder(config.text), []
+    for number, sentence in enumerate(SENTENCES):
+        path = down_and_along()
+        poses = path.poses + [0.1, -0.1, 0.46, 0, 0, 0]
+        poses[path.touch + 1 :, 0] += shift
+        here = path.tcp_touch + [0.1, -0.1, 0.46, 0, 0, 0]
+        path = dataclasses.replace(path, poses=poses, tcp_touch=here, tcp_end=here)
+        words = sentence_words(net.vlm, text, [sentence])[0]
+        hand = np.full((2, 21, 2), 48.0, np.float32)
+        start = np.array([0.1, -0.1, 0.66, np.pi, 0, 1.5, 0.08])
+        numbers = np.ones(2, np.float32), np.zeros(MOTION_SIZE, np.float32)
+        motions.append(Motion(f"demo-{number}", "robot", sentence, path, start, hand, *numbers, words))
+    folder.mkdir(exist_ok=True)
+    net.config = dataclasses.replace(net.config, library=save_library(folder, motions))
+    write_checkpoint(folder, net, CheckpointMetadata("finetune", 1, 1, {"rgb_static": 96, "rgb_gripper": 64}))
+    return folder
+
+
+class Watched(Mapping):
+    """A mapping that notes what is read of it."""
+
+    def __init__(self, values: dict[str, Any], read: set[str]) -> None:
+        self.values_, self.read = values, read
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return self.values_[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self.read.add("everything")
+        return iter(self.values_)
+
+    def __len__(self) -> int:
+        return len(self.values_)
+
+
+def rolled(policy: AnalogyPolicy, steps: int = 60, rollouts: int = 1, read: set[str] | None = None) -> np.ndarray:
+    """Actions (rollouts, steps, 7) where the arm is always at its target and the image never changes."""
+    rng = np.random.default_rng(1)
+    images = [rng.integers(0, 256, (96, 96, 3), dtype=np.uint8) for _ in range(rollouts)]
+    target = np.tile([0.0, -0.2, 0.5, np.pi, 0, 1.5], (rollouts, 1))
+    actions = []
+    for step in range(0, steps, EXECUTE):
+        requests = []
+        for number in range(rollouts):
+            robot_obs = np.concatenate([target[number], [0.08], np.zeros(7), [1.0]])
+            state: Any = {"robot_obs": robot_obs, "target_pose": target[number], "scene_obs": None, "landmarks": None}
+            seen: Any = {"rgb_static": images[number]}
+            if read is not None:
+                state, seen = Watched(state, read), Watched(seen, read)
+            frame = Observation(state, seen)
+            requests.append(PlanRequest(SENTENCES[number % 2], (frame,), rollout=number, step=step))
+        order = rng.permutation(rollouts)
+        chunks: list[Any] = [None] * rollouts
+        for number, chunk in zip(order, policy.plan([requests[n] for n in order]), strict=True):
+            chunks[number] = chunk
+        for chunk, own in zip(chunks, target, strict=True):
+            for action in chunk:
+                own[:] = apply_relative_action(own, action)
+        actions.append(chunks)
+    return np.concatenate(actions, 1)
+
+
+def test_from_the_observation_to_the_action_nothing_privileged_is_read(tmp_path):
+    read: set[str] = set()
+    rolled(load_policy(made(tmp_path / "c")), read=read)
+    assert read == {"robot_obs", "target_pose", "rgb_static"}
+
+
+def test_exchanging_the_motion_that_is_retrieved_changes_the_actions(tmp_path):
+    one, other = (rolled(load_policy(made(tmp_path / name, shift))) for name, shift in (("a", 0.0), ("b", 0.05)))
+    assert not np.array_equal(one, other)
+
+
+def test_plans_do_not_depend_on_who_else_waits(tmp_path):
+    folder = made(tmp_path / "c")
+    together = rolled(load_policy(folder), rollouts=3)
+    again = rolled(load_policy(folder, batch=3), rollouts=3)
+    assert np.array_equal(together, again)
+    assert np.array_equal(rolled(load_policy(folder), rollouts=1)[0], together[0])
+
+
+def test_actions_are_the_robots(tmp_path):
+    actions = rolled(load_policy(made(tmp_path / "c")), steps=200)[0]
+    CALVIN.check_actions("here", actions)
+
+
+def test_what_went_otherwise_than_planned_is_counted_for_the_result(tmp_path):
+    policy = load_policy(made(tmp_path / "c"))
+    rolled(policy, steps=400)
+    assert policy.notes(0).get("path over", 0) > 0
+
+
+def test_a_checkpoint_without_its_library_is_refused_in_one_line(tmp_path):
+    folder = made(tmp_path / "c")
+    (folder / "motions.safetensors").unlink()
+    with pytest.raises(UserError, match="whole checkpoint folder") as error:
+        load_policy(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_policy_by_analogy_is_no_learned_one(tmp_path):
+    with pytest.raises(UserError, match="analogy"):
+        load_checkpoint(made(tmp_path / "c"), kind="policy")
