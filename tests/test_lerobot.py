@@ -544,7 +544,7 @@ def test_a_broken_video_costs_its_episodes_and_a_resumed_run_mends_them(store, c
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda info: info.update(codebase_version="v2.1"), "v2.1"),
+        (lambda info: info.update(codebase_version="v1.6"), "v1.6"),
         (lambda info: info["features"].pop(TOP), "--top"),
         (lambda info: info["features"]["observation.state"].update(shape=[8]), "15"),
         (lambda info: info["features"].pop("action"), "--action"),

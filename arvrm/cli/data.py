@@ -20,7 +20,7 @@ from arvrm.sources.splits import FewShotRecipe, load_manifest, make_manifest, sa
 if TYPE_CHECKING:
     from arvrm.sources.calvin import ConvertCalvinConfig
     from arvrm.sources.human import ConvertHumanConfig
-    from arvrm.sources.lerobot import ConvertLeRobotConfig, LeRobotReport
+    from arvrm.sources.lerobot import ConvertLeRobotConfig, DescribeLeRobotConfig, LeRobotReport
     from arvrm.sources.parent_lmdb import ConvertParentConfig, ParentReport
 
 _LISTED = 10
@@ -57,7 +57,18 @@ def lerobot(config: ConvertLeRobotConfig) -> int:
     """`convert lerobot`."""
     from arvrm.sources.lerobot import convert_lerobot
 
-    return _converted(convert_lerobot(config))
+    report = convert_lerobot(config)
+    _say(*report.said)
+    return _converted(report)
+
+
+def describe_lerobot(config: DescribeLeRobotConfig) -> str | None:
+    """`describe lerobot`."""
+    from arvrm.sources.lerobot import describe_lerobot, tell
+
+    description, notes = describe_lerobot(config)
+    _say(*tell(description, notes))
+    return config.output
 
 
 def human(config: ConvertHumanConfig) -> int:

@@ -89,9 +89,15 @@ _TABLE = (
     ),
     Verb(
         "convert lerobot",
-        "turn a LeRobot data set v3 into a store",
+        "turn a LeRobot data set, v3 or v2, of any robot into a store",
         "arvrm.sources.lerobot:ConvertLeRobotConfig",
         "arvrm.cli.data:lerobot",
+    ),
+    Verb(
+        "describe lerobot",
+        "describe a LeRobot data set's robot in a file, and say what nobody but you can know of it",
+        "arvrm.sources.lerobot:DescribeLeRobotConfig",
+        "arvrm.cli.data:describe_lerobot",
     ),
     Verb(
         "export lerobot",

@@ -10,6 +10,8 @@ import numpy as np
 
 from arvrm.episodes.records import OWN_KEYS
 from arvrm.episodes.store import EpisodeStore
+from arvrm.robots.described import lines as robot_lines
+from arvrm.robots.described import read_description
 
 
 def inspect_store(path: str | Path) -> str:
@@ -28,7 +30,12 @@ def inspect_store(path: str | Path) -> str:
     ]
     if store.robot_name:
         lines.append(f"robot: {store.robot_name}")
-    lines += [f"{key}: {_shorten(value)}" for key, value in manifest.items() if key not in OWN_KEYS]
+    if "robot_description" in manifest:
+        described = read_description(manifest["robot_description"], str(store.path))
+        lines += [f"  {line}" for line in robot_lines(described)]
+    lines += [
+        f"{key}: {_shorten(value)}" for key, value in manifest.items() if key not in {*OWN_KEYS, "robot_description"}
+    ]
     if headers:
         seconds = sum(header.steps / header.fps for header in headers)
         spread = f"{steps.min()} to {steps.max()}, median {np.median(steps):g}"

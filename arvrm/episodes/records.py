@@ -197,6 +197,8 @@ def parse_manifest(path: Path, content: bytes) -> dict[str, Any]:
             raise ValueError(f"complete {manifest['complete']!r}")
         if not isinstance(manifest.get("robot", ""), str):
             raise ValueError(f"robot {manifest['robot']!r}")
+        if not isinstance(manifest.get("robot_description", {}), dict):
+            raise ValueError("robot_description is no object")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: its manifest cannot be read ({error}); write the store again") from error
     if version != VERSION:

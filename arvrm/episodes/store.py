@@ -72,7 +72,10 @@ class EpisodeStore:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the writer was given, and `format`, `version`, `jpeg`, `complete`, `counts`, `robot` if it has one."""
+        """What the writer was given, and `format`, `version`, `jpeg`, `complete`, `counts`, `robot` if it has one.
+
+        `robot_description` is there if that robot is described by numbers and words alone (`robots.described`).
+        """
         database = self._open()
         with database.begin() as txn:
             stored = bytes(txn.get(b"manifest", db=database.tables[b"meta"]) or b"")
@@ -93,8 +96,10 @@ class EpisodeStore:
 
     @property
     def robot(self) -> Robot | None:
-        """As `robot_name`; raises UserError where this program knows no robot of the name."""
-        return robots.named(self.robot_name, str(self.path)) if self.robot_name else None
+        """As `robot_name`, as the store describes it; raises UserError where neither store nor program does."""
+        if not self.robot_name:
+            return None
+        return robots.stored(self.robot_name, self.manifest.get("robot_description"), str(self.path))
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -215,6 +220,8 @@ class EpisodeStore:
     def episode(self, id: str) -> Episode:
         """Read a whole episode."""
         header = self.header(id)
+        if header.embodiment == "robot":
+            _ = self.robot  # whoever writes the episode elsewhere finds it by its name
         images: dict[str, np.ndarray | EncodedImages] = {
             camera: self.frames(id, camera, range(header.frames)) for camera in header.cameras
         }

@@ -13,6 +13,7 @@ from typing import Any
 
 import lmdb
 
+from arvrm import robots
 from arvrm.episodes.database import MAP_STEP, TABLES, Database, remove_store
 from arvrm.episodes.records import (
     JPEG_QUALITY,
@@ -28,6 +29,7 @@ from arvrm.episodes.schema import Episode
 from arvrm.episodes.store import EpisodeStore
 from arvrm.files import clear_folders, disk_error, locked, reporting
 from arvrm.interface import UserError
+from arvrm.robots.described import described_as
 
 _FULL = 1 << 20
 
@@ -40,6 +42,7 @@ class EpisodeWriter:
     Args:
         path: the store's folder, made if missing.
         manifest: JSON-able: how the episodes are made (source, configuration, seed ...). A resumed store must agree.
+            `robot_description` (`robots.described.described_as`) is added at the first episode.
         resume: continue an existing store; `has(id)` says what is there.
         overwrite: replace an existing store.
         jpeg_quality: 1 to 100, kept in the manifest.
@@ -108,7 +111,8 @@ class EpisodeWriter:
                 raise UserError(f"{self.path}: has episodes but no manifest; it is damaged, use --overwrite")
             return
         self._manifest = self._stored = old = parse_manifest(self.path, stored)
-        for key in sorted({*wanted, *old} - {"complete", "robot"}):
+        own = {"complete", "robot"} | ({"robot_description"} - set(wanted))
+        for key in sorted({*wanted, *old} - own):
             if wanted.get(key) != old.get(key):
                 raise UserError(
                     f"{self.path}: was made with {difference(key, old.get(key), wanted.get(key))}; "
@@ -176,6 +180,8 @@ class EpisodeWriter:
         env, manifest = self._database.env, {**self._manifest, "complete": complete}
         if robot:
             manifest["robot"] = robot
+            if "robot_description" not in manifest and (description := described_as(robots.named(robot))):
+                manifest["robot_description"] = description
         if manifest != self._stored:
             records = [(b"meta", b"manifest", json_bytes(manifest)), *records]
         if not records:

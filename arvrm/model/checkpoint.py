@@ -20,6 +20,7 @@ from arvrm.model.networks import kind_of
 from arvrm.model.upgrade import CHECKPOINT_FORMAT, upgraded_checkpoint
 from arvrm.model.weights import WEIGHTS, load_weights, save_weights
 from arvrm.robots import described as robot_described
+from arvrm.robots.described import described_as
 
 _DAMAGED = "give a whole checkpoint folder, or copy or train it again"
 
@@ -34,6 +35,7 @@ class Described:
     model: dict[str, Any]
     metadata: dict[str, Any]
     robot: str | None = None
+    robot_description: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def write_checkpoint(folder: Path, model: Any, metadata: CheckpointMetadata) -> 
         "model": configuration.to_dict(model.self_contained()),
         "metadata": configuration.to_dict(metadata),
     }
+    if description := described_as(model.robot):
+        described["robot_description"] = description
     statistics = {} if model.robot is None else configuration.to_dict(model.robot.statistics)
     write_json(folder / "statistics.json", statistics, sort_keys=True)
     write_json(folder / "config.json", described, sort_keys=True)
@@ -150,7 +154,7 @@ def robot_of(folder: str | Path, described: Described) -> Robot:
     place = f"{folder}/statistics.json"
     if described.robot is None:
         raise UserError(f"{folder}/config.json: missing key 'robot', of a policy; {_DAMAGED}")
-    return robot_described(described.robot, read_json(place, _DAMAGED), place)
+    return robot_described(described.robot, read_json(place, _DAMAGED), place, described.robot_description)
 
 
 def start_from_stage1(policy: Any, folder: str | Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from arvrm.interface import Robot, RobotBatch, UserError
+from arvrm.robots import difference
 from arvrm.windows.config import WindowConfig
 from arvrm.windows.frames import Frames, batch_key
 from arvrm.windows.segments import Segments
@@ -193,4 +194,6 @@ def _the_same(table: EpisodeTable, robot: Robot | None) -> Robot:
             f"{table.stores[0].path}: holds episodes of {table.robot.name}, the network is for {robot.name}; give "
             f"stores of {robot.name}, or train anew"
         )
+    if robot is not None and (other := difference(table.robot, robot)):
+        raise UserError(f"{table.stores[0].path}: has robot {robot.name} with other {other}; give stores of one robot")
     return robot or table.robot

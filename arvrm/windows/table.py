@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike
 
 from arvrm.episodes import EpisodeHeader, EpisodeStore
 from arvrm.interface import CONTROL_HZ, Robot, UserError
+from arvrm.robots.described import described_as, unlike
 from arvrm.windows.headers import COLUMNS, EMBODIMENTS, Coder, Names, StoreHeaders, static_camera
 
 _WHOLE = 0.005
@@ -131,8 +132,16 @@ class EpisodeTable:
                     f"{first.path} holds episodes of {first.robot_name}, {store.path} of {store.robot_name}; "
                     "give stores of one robot"
                 )
-        assert first.robot is not None, "it holds robot episodes"
-        return first.robot
+        robot = first.robot
+        assert robot is not None, "it holds robot episodes"
+        for store in others:
+            described, own = described_as(robot), described_as(store.robot)
+            if described != own:
+                raise UserError(
+                    f"{store.path}: describes robot {robot.name!r} otherwise than {first.path} "
+                    f"({unlike(own, described)}); name the description that counts with data.robot=FILE.json"
+                )
+        return robot
 
     def _global_steps(self, parts: list[np.ndarray]) -> np.ndarray:
         """Return the global step of every frame, ascending, in 4 bytes where they suffice."""
