@@ -220,7 +220,7 @@ class EpisodeStore:
     def episode(self, id: str) -> Episode:
         """Read a whole episode."""
         header = self.header(id)
-        if header.embodiment == "robot":
+        if header.embodiment == "robot" and "robot_description" in self.manifest:
             _ = self.robot  # whoever writes the episode elsewhere finds it by its name
         images: dict[str, np.ndarray | EncodedImages] = {
             camera: self.frames(id, camera, range(header.frames)) for camera in header.cameras

@@ -180,7 +180,7 @@ class EpisodeWriter:
         env, manifest = self._database.env, {**self._manifest, "complete": complete}
         if robot:
             manifest["robot"] = robot
-            if "robot_description" not in manifest and (description := described_as(robots.named(robot))):
+            if "robot_description" not in manifest and (description := described_as(robots.known(robot))):
                 manifest["robot_description"] = description
         if manifest != self._stored:
             records = [(b"meta", b"manifest", json_bytes(manifest)), *records]

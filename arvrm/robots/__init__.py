@@ -47,6 +47,11 @@ def named(name: str, place: str = "robot") -> Robot:
     return _KNOWN[name]
 
 
+def known(name: str) -> Robot | None:
+    """Return the robot of this name that this process has met; None: none."""
+    return _KNOWN.get(name, _READ.get(name))
+
+
 def chosen(name: str, flag: str = "--robot") -> Robot:
     """Return the robot that a user asked for, and make it known: a name, package.module:object, or FILE.json.
 
