@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from arvrm.interface import KEYPOINTS, UserError
-from arvrm.sources.corpora import ARKIT_JOINTS, ego4d_text, egodex_hands, plan, seconds_of, text_of_name
+from arvrm.sources.corpora import ARKIT_JOINTS, ego4d_text, egodex_poses, plan, seconds_of, text_of_name
 
 
 def touch(folder, *names):
@@ -509,13 +509,13 @@ def test_egodex_joints_are_in_the_order_of_our_keypoints():
 
 def test_egodex_keypoints_are_the_projection_by_the_files_camera(tmp_path):
     file = write_egodex(tmp_path / "0.hdf5")
-    keypoints, seen = egodex_hands(file, 1920, 1080)
+    keypoints, seen = egodex_poses(file).keypoints(1920, 1080)
     assert keypoints.shape == (5, 2, 21, 3)
     # By hand: right index knuckle, k = 5: x = 0.12, y = 0.01, z = 0.505 m.
     assert keypoints[2, 1, 5, :2] == pytest.approx([960 + 736.6339 * 0.12 / 0.505, 540 + 736.6339 * 0.01 / 0.505])
     assert keypoints[2, 1, 5, 2] == pytest.approx(0.005, abs=1e-6)
     assert not seen[:, :, 3].any() and seen[:, :, 4].all()
-    half, _ = egodex_hands(file, 960, 540)
+    half, _ = egodex_poses(file).keypoints(960, 540)
     assert np.allclose(half[..., :2] * 2, keypoints[..., :2])
 
 
@@ -526,7 +526,7 @@ def test_egodex_points_behind_the_camera_are_not_seen(tmp_path):
             pose = out[f"transforms/{joint}"][()]
             pose[:, :3, 3] = (0.0, 2.0, 3.0)  # 1 m behind
             out[f"transforms/{joint}"][...] = pose
-    keypoints, seen = egodex_hands(file, 1920, 1080)
+    keypoints, seen = egodex_poses(file).keypoints(1920, 1080)
     assert np.isfinite(keypoints).all()
     assert not seen[:, 0, [0, 4]].any() and seen[:, 0, 1].all() and seen[:, 1].all()
 
@@ -551,7 +551,7 @@ def test_egodex_names_what_is_wrong(tmp_path, change, said):
         del out["camera/intrinsic"]
         change(out)
     with pytest.raises(ValueError, match=said):
-        egodex_hands(file, 1920, 1080)
+        egodex_poses(file).keypoints(1920, 1080)
 
 
 def test_egodex_states_of_enormous_size_are_refused_before_they_are_read(tmp_path):
@@ -561,7 +561,7 @@ def test_egodex_states_of_enormous_size_are_refused_before_they_are_read(tmp_pat
         out.create_dataset("transforms/camera", shape=(10**8, 4, 4), dtype="f8", chunks=(1, 4, 4))
         out.create_dataset("transforms/leftHand", shape=(10**8, 4, 4), dtype="f8", chunks=(1, 4, 4))
     with pytest.raises(ValueError, match=r"transforms/camera is float64 of shape \(100000000, 4, 4\)"):
-        egodex_hands(file, 1920, 1080)
+        egodex_poses(file).keypoints(1920, 1080)
 
 
 def test_egodex_files_say_their_text_and_direction(tmp_path):

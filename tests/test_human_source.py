@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from fake_hands import hand_video, shape
@@ -17,7 +18,10 @@ from video_files import write_video
 
 from arvrm.cli import main
 from arvrm.config import from_dict
-from arvrm.episodes import EpisodeStore, merge_stores
+from arvrm.episodes import EpisodeStore, inspect_store, merge_stores
+from arvrm.hands.coordinates import DEPTH_SCALES
+from arvrm.hands.detect import MediaPipeDetector
+from arvrm.hands.gripper import in_world, poses
 from arvrm.interface import UserError
 from arvrm.sources.clips import Square
 from arvrm.sources.human import ConvertHumanConfig, convert_human
@@ -155,6 +159,55 @@ def test_egodex_needs_no_detector(tmp_path):
     assert keypoints[:, 0, 0] == pytest.approx(u, abs=0.01)
     assert keypoints[:, 5, 2] == pytest.approx(0.005, abs=1e-5)
     assert not store.arrays("push/0")["visible"][:, 3].any()
+
+
+def test_egodex_s_hands_are_grippers_in_the_camera_s_frame_and_in_the_world_s(tmp_path):
+    attributes = {"llm_description": "Push the cup.", "session_name": "s1"}
+    file = write_egodex(tmp_path / "v/0.hdf5", frames=12, attributes=attributes, move=0.01)
+    with h5py.File(file, "a") as out:
+        out["confidences/leftThumbTip"][...] = 0.1
+        for joint in ("IndexFingerIntermediateTip", "ThumbIntermediateBase", "ThumbIntermediateTip"):
+            out[f"confidences/right{joint}"][...] = 0.9
+        camera = out["transforms/camera"][()].astype(float)
+        for joint in ("ThumbIntermediateBase", "ThumbIntermediateTip"):  # out of the line in which all others lie
+            out[f"transforms/right{joint}"][:, :3, 3] += np.float32(0.03) * camera[:, :3, 1]
+        tips = {side: out[f"transforms/right{side}Tip"][()][:, :3, 3] for side in ("Thumb", "IndexFinger")}
+    write_video(tmp_path / "v/0.mp4", [np.full((54, 96, 3), 90, np.uint8)] * 12, 30)
+    line = ["convert", "human", "--source", "egodex", "--input", str(tmp_path / "v"), "--image-size", "54"]
+    command = [sys.executable, "-m", "arvrm", *line, "--output", str(tmp_path / "s"), "--grippers"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    store = EpisodeStore(tmp_path / "s")
+    arrays, meta = store.arrays("0"), store.header("0").meta
+    grippers = arrays["grippers"]
+    assert grippers.shape == (12, 2, 8)
+    assert not arrays["grippers_seen"][:, 0].any() and arrays["grippers_seen"][:, 1].all()
+    # The right hand's points k lie at (0.1 + 0.004 k, 0.002 k, 0.5 + 0.001 k): tips are k = 4 and 8.
+    assert grippers[0, 1, :4] == pytest.approx(
+        [4 * np.linalg.norm([0.004, 0.002, 0.001]), 0.124, 0.012, 0.506], abs=1e-6
+    )
+    world = in_world(grippers, arrays["camera_pose"])
+    middle = (tips["Thumb"] + tips["IndexFinger"]) / 2
+    assert world[:, 1, 1:4] == pytest.approx(middle, abs=1e-5)
+    assert poses(camera) == pytest.approx(arrays["camera_pose"], abs=1e-6)
+    # The camera that the clip keeps draws the gripper between the two tips.
+    image = np.array(meta["intrinsic"]) @ grippers[0, 1, 1:4]
+    between = (arrays["keypoints"][0, 4, :2] + arrays["keypoints"][0, 8, :2]) / 2
+    assert image[:2] / image[2] == pytest.approx(between, abs=0.05)
+    assert (
+        meta["depth_scale"] == "measured"
+        and "z (approach) from the wrist" in store.manifest["settings"]["grippers"]["gripper"]
+    )
+    with pytest.raises(UserError, match="grippers need poses in m"):
+        from_dict(ConvertHumanConfig, {"source": "ssv2", "input": "v", "output": "o", "grippers": True})
+
+
+def test_clips_say_what_their_depth_is(tmp_path):
+    hand_video(tmp_path / "v" / "a.mp4")
+    convert(tmp_path / "v", tmp_path / "s")
+    assert EpisodeStore(tmp_path / "s").header("a.mp4").depth_scale == "unstated"
+    assert MediaPipeDetector.depth_scale in DEPTH_SCALES
+    assert "depth of keypoints (docs/hands.md): unstated 1" in inspect_store(tmp_path / "s")
 
 
 def test_published_sets_go_through_the_same_door(tmp_path):

@@ -45,6 +45,10 @@ def inspect_store(path: str | Path) -> str:
         arrays = Counter((name, dtype, shape[1:]) for h in headers for name, (dtype, shape) in h.arrays.items())
         lines += [f"array {n}: {d} {('N', *s)} ({count} episodes)" for (n, d, s), count in sorted(arrays.items())]
         lines.append(f"instructions: {len({header.instruction for header in headers})} different")
+    if any(header.embodiment == "human" for header in headers):
+        scales = Counter(header.depth_scale for header in headers if header.embodiment == "human")
+        told = ", ".join(f"{scale} {count}" for scale, count in sorted(scales.items()))
+        lines.append(f"depth of keypoints (docs/hands.md): {told}")
     for name in ("embodiment", "source", "scene", "task"):
         counts = Counter(getattr(header, name) or "(none)" for header in headers)
         lines.append(f"{name}: " + ", ".join(f"{value} {count}" for value, count in sorted(counts.items())))

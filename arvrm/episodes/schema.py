@@ -19,6 +19,9 @@ HAND_KEYPOINTS = (len(KEYPOINTS), 2 * len(KEYPOINTS))
 HAND_ARRAYS: Mapping[str, ArraySpec] = {
     "keypoints": ArraySpec("float32", (None, 3)),
     "visible": ArraySpec("bool", (None,)),
+    "grippers": ArraySpec("float32", (2, 8), required=False),
+    "grippers_seen": ArraySpec("bool", (2,), required=False),
+    "camera_pose": ArraySpec("float64", (7,), required=False),
 }
 """What a human episode holds, N rows each; a robot's arrays and cameras are the robot's own (`interface.Robot`)."""
 
@@ -55,6 +58,11 @@ class EpisodeHeader:
     def frames(self) -> int:
         """F, stored images per camera."""
         return len(self.image_steps)
+
+    @property
+    def depth_scale(self) -> str:
+        """Which of `hands.coordinates.DEPTH_SCALES` a clip's keypoints have."""
+        return str(self.meta.get("depth_scale") or ("measured" if self.meta.get("synthetic") else "unstated"))
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class HandObservation:
         side: "left" or "right", the person's, as the detector believes (tracking repairs it).
         score: 0 to 1, how sure the detector is of `side`.
         keypoints: (21, 3) float32 in `interface.KEYPOINTS`' order: u, v in pixels of the image given (origin at its
-            upper left corner; may lie outside), depth in metres relative to the wrist, + away from the camera.
+            upper left corner; may lie outside), depth as `hands.coordinates.DEPTH` says.
         presence: (21,) float32, 0 to 1: how likely the point is in the image.
     """
 
@@ -63,7 +63,10 @@ class HandObservation:
 
 
 class HandDetector(Protocol):
-    """Finds hands in the frames of a clip, called in order of time."""
+    """Finds hands in the frames of a clip, called in order of time.
+
+    It may have an attribute `depth_scale`, one of `hands.coordinates.DEPTH_SCALES`, which clips keep.
+    """
 
     def detect(self, image: np.ndarray, time_s: float) -> list[HandObservation]:
         """Return the hands in `image`, (H, W, 3) uint8 RGB, any number, in any order.
@@ -87,6 +90,8 @@ class MediaPipeDetector:
     Raises:
         UserError: mediapipe is not installed, or the model file is missing or damaged.
     """
+
+    depth_scale = "average"
 
     def __init__(
         self,

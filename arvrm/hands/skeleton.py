@@ -1,7 +1,7 @@
 """The 21-point hand: which points are joined, and a normal form without place and size that can be undone exactly.
 
 The order of points is `interface.KEYPOINTS` (MediaPipe's): wrist, then thumb to little finger, base to tip. Keypoints
-are (..., 21, 3): u, v in pixels of an image (right, down), and depth in metres relative to the wrist, + away.
+are (..., 21, 3): u, v in pixels of an image (right, down), and depth as `coordinates.DEPTH` says.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class HandTracks:
 
     Attributes:
         times: (N,) float64, seconds.
-        keypoints: (N, 2, 21, 3) float32, u, v (pixels) and depth (m from the wrist, + away), filtered; 0 where there
+        keypoints: (N, 2, 21, 3) float32, u, v (pixels) and depth (`coordinates.DEPTH`), filtered; 0 where there
             is no hand.
         raw: (N, 2, 21, 3) float32, the same before the filter, 0 where not detected.
         visible: (N, 2, 21) bool: the hand is there, detected or interpolated, and the point inside the image.

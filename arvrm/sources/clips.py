@@ -14,10 +14,11 @@ import numpy as np
 from arvrm import plugins
 from arvrm.episodes import EncodedEpisode, Episode, encode_episode
 from arvrm.hands.detect import SIDES, HandDetector, HandObservation, MediaPipeDetector
+from arvrm.hands.gripper import poses as camera_poses
 from arvrm.hands.quality import ClipQuality, clip_quality
 from arvrm.hands.tracking import HandTracks, track_hands
 from arvrm.interface import UserError
-from arvrm.sources.corpora import EGODEX_FPS, Segment, egodex_hands
+from arvrm.sources.corpora import EGODEX_FPS, EgoDexPoses, Segment, egodex_poses
 from arvrm.sources.video import Frame, VideoError, probe, sample, sequence_files
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ class Square:
         moved[..., :2] = (moved[..., :2] - (self.left, self.top)) * (self.size / self.side)
         return moved.astype(np.float32)
 
+    def camera(self, intrinsic: np.ndarray) -> np.ndarray:
+        """Return the (3, 3) pinhole matrix of the square, of the image's."""
+        moved = np.array([[1.0, 0.0, -self.left], [0.0, 1.0, -self.top], [0.0, 0.0, 1.0]]) @ intrinsic
+        return np.diag([self.size / self.side, self.size / self.side, 1.0]) @ moved
+
 
 class ImageSteps:
     """Which steps have an image: the first at or after each multiple of 1 / image_fps seconds."""
@@ -151,10 +157,13 @@ class Converter:
             else:
                 rows.append(round(times[-1] * EGODEX_FPS))
         side = config.image_size
+        poses, own = None, {}
         if segment.poses is None:
             tracks = track_hands(found, times, side, side)
         else:
-            tracks = _tracks_of_poses(segment.poses, rows, times, square, height, width)
+            poses = egodex_poses(segment.poses)
+            index = _rows_of_poses(poses, rows, segment.poses)
+            tracks = _tracks_of_poses(poses, index, times, square, height, width)
         quality = clip_quality(tracks)
         reasons = config.limits.reasons(quality)
         if reasons:
@@ -163,6 +172,11 @@ class Converter:
         asked = None if segment.end is None or segment.around else segment.end - start
         cut = asked is not None and seconds < asked - max(_SHORT_S, 1.5 / fps)
         arrays, hand = _choose(tracks, quality, config.hands)
+        if config.grippers:
+            if poses is None:
+                raise ValueError("has no poses in m, which grippers need")
+            arrays |= _grippers(poses, index, height, width)
+            own["intrinsic"] = square.camera(poses.intrinsic_of(width)).round(6).tolist()
         meta = {
             "video": segment.video.name.encode("utf-8", "replace").decode(),
             "start": start,
@@ -171,7 +185,9 @@ class Converter:
             "hand": hand,
             "interpolated_frames": np.flatnonzero(tracks.interpolated.any(axis=1)).tolist(),
             "quality": {k: round(v, 6) if isinstance(v, float) else v for k, v in quality.to_dict().items()},
+            "depth_scale": "measured" if poses is not None else getattr(detector, "depth_scale", "unstated"),
             **({"cut": True} if cut else {}),
+            **own,
             **segment.meta,
         }
         episode = Episode(
@@ -202,14 +218,28 @@ def _detect(detector: HandDetector, frame: Frame, time_s: float, square: Square)
     return [HandObservation(h.side, h.score, square.points(h.keypoints), h.presence) for h in hands]
 
 
+def _rows_of_poses(poses: EgoDexPoses, rows: list[int], file: Path) -> np.ndarray:
+    """Return the pose's number at each step; a video may have a frame or two more than there are poses."""
+    count = len(poses.points)
+    if rows and rows[-1] >= count + 2:
+        raise ValueError(f"{file.name} holds {count} poses for {rows[-1] + 1} frames of video")
+    return np.minimum(rows, count - 1)
+
+
+def _grippers(poses: EgoDexPoses, index: np.ndarray, height: int, width: int) -> dict[str, np.ndarray]:
+    grippers, seen = poses.grippers(width, height)
+    return {
+        "grippers": grippers[index].astype(np.float32),
+        "grippers_seen": seen[index],
+        "camera_pose": camera_poses(poses.camera[index]),
+    }
+
+
 def _tracks_of_poses(
-    file: Path, rows: list[int], times: list[float], square: Square, height: int, width: int
+    poses: EgoDexPoses, index: np.ndarray, times: list[float], square: Square, height: int, width: int
 ) -> HandTracks:
     """Return EgoDex's own hands, which need no detector, no identity and no filter."""
-    keypoints, seen = egodex_hands(file, width, height)
-    if rows and rows[-1] >= len(keypoints) + 2:
-        raise ValueError(f"{file.name} holds {len(keypoints)} poses for {rows[-1] + 1} frames of video")
-    index = np.minimum(rows, len(keypoints) - 1)
+    keypoints, seen = poses.keypoints(width, height)
     points, visible = square.points(keypoints[index]), seen[index]
     detected = visible.any(axis=-1)
     visible = visible & ((points[..., :2] >= 0) & (points[..., :2] < square.size)).all(axis=-1)

@@ -28,6 +28,7 @@ from arvrm.config import bounded, check_bounds
 from arvrm.episodes import JPEG_QUALITY, EncodedEpisode, EpisodeStore, EpisodeWriter
 from arvrm.files import locked, replacing, reporting, write_json
 from arvrm.hands.detect import find_model
+from arvrm.hands.gripper import FRAMES
 from arvrm.hands.quality import QualityLimits
 from arvrm.interface import UserError
 from arvrm.sources.clips import MEDIAPIPE, Converter, Outcome, bytes_of, name_of
@@ -57,6 +58,8 @@ class ConvertHumanConfig:
         image_size: side of the square images stored.
         fit: "crop" the largest square from the middle, or "letterbox" the whole image between black bars.
         hands: "acting": the hand that does it, K = 21; "both": left, then right, K = 42.
+        grippers: also store both hands as grippers (opening and pose), and the camera's pose: of EgoDex, and of corpora
+            of one's own whose segments name `poses`.
         detector: "mediapipe", or a class as package.module:Class (`hands.detect.HandDetector`).
         model: file given to the detector; null: the one that `arvrm hands fetch-model` stored.
         min_detection_rate, max_jitter, max_truncation, min_motion_energy, max_extra_hands, min_frames: clips beyond
@@ -81,6 +84,7 @@ class ConvertHumanConfig:
     image_size: int = bounded(224, least=16, most=4096)
     fit: Literal["crop", "letterbox"] = "crop"
     hands: Literal["acting", "both"] = "acting"
+    grippers: bool = False
     detector: str = MEDIAPIPE
     model: str | None = None
     min_detection_rate: float = bounded(QualityLimits.min_detection_rate, least=0, most=1)
@@ -103,6 +107,8 @@ class ConvertHumanConfig:
             found = re.fullmatch(r"(\d+)/(\d+)", self.shard)
             if not found or not 1 <= int(found[1]) <= int(found[2]):
                 raise ValueError(f"shard is {self.shard!r}; write i/n with i from 1 to n, such as 1/4")
+        if self.grippers and self.source != "egodex" and not plugins.is_path(self.source):
+            raise ValueError(f"grippers need poses in m, which source {self.source!r} has not; drop it, or use egodex")
         if self.detector != MEDIAPIPE and not plugins.is_path(self.detector):
             raise ValueError(f"detector is {self.detector!r}; give mediapipe, or package.module:Class")
 
@@ -369,6 +375,8 @@ def _manifest(config: ConvertHumanConfig, annotations: str) -> dict[str, Any]:
         settings["detector"] = config.detector
     if config.prefix:
         settings["prefix"] = config.prefix
+    if config.grippers:
+        settings["grippers"] = FRAMES
     made = {"source": f"human/{config.source}", "settings": settings, "shard": config.shard}
     return made | ({"annotations_sha256": annotations} if annotations else {})
 

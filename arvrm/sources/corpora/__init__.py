@@ -4,7 +4,7 @@ docs/human_videos.md says where the published sets come from, docs/extending.md 
 video.
 """
 
-from arvrm.sources.corpora.egodex import ARKIT_JOINTS, EGODEX_FPS, egodex_hands
+from arvrm.sources.corpora.egodex import ARKIT_JOINTS, EGODEX_FPS, EgoDexPoses, egodex_poses
 from arvrm.sources.corpora.files import VideoFolder
 from arvrm.sources.corpora.folder import seconds_of, text_of_name
 from arvrm.sources.corpora.plan import SOURCES, Plan, check_source, plan
@@ -23,7 +23,8 @@ __all__ = [
     "VideoFolder",
     "check_source",
     "ego4d_text",
-    "egodex_hands",
+    "EgoDexPoses",
+    "egodex_poses",
     "plan",
     "seconds_of",
     "text_of_name",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from arvrm.hands.gripper import GRIPPER_POINTS, hand_grippers
 from arvrm.interface import FINGERS, UserError
 from arvrm.sources.corpora.files import VideoFolder, same
 from arvrm.sources.corpora.segment import Absent, Refused, Segment, Skipped
@@ -27,6 +29,8 @@ EGODEX_WIDTH = 1920
 """Pixels of the image's width that EgoDex's intrinsics are for."""
 _SURE = 0.5
 """ARKit's confidence from which a joint counts as seen."""
+_NEAR = 1e-3
+"""Metres before the camera below which nothing can be seen."""
 _MAX_FRAMES = 1 << 17
 """More than an hour of poses; EgoDex's longest videos have some minutes."""
 
@@ -62,50 +66,88 @@ def plan_egodex(folder: VideoFolder) -> Iterator[Segment | Refused | Skipped | A
         yield Segment(name, video, None, None, text.strip().rstrip("."), group, poses=file, meta=meta)
 
 
-def egodex_hands(file: Path, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """Project ARKit's joints into the video by the file's own camera.
+@dataclass(frozen=True)
+class EgoDexPoses:
+    """What an HDF5 file holds of hands and camera, left hand first.
 
-    Args:
-        file: EgoDex's HDF5: transforms/NAME (N, 4, 4), joint or camera to ARKit's world (m); camera/intrinsic (3, 3)
-            for 1920 x 1080 (x right, y down, z forward); confidences/NAME (N,), in newer files.
-        width, height: the video's pixels, 1920 x 1080 or a reduced copy.
+    Attributes:
+        points: (N, 2, 21, 3) ARKit's joints in the camera's frame (m; x right, y down, z forward).
+        sure: (N, 2, 21) bool: with confidence 0.5; all, where the file tells none.
+        told: whether it tells confidences.
+        camera: (N, 4, 4) camera to ARKit's world (m, y up).
+        intrinsic: (3, 3) for 1920 x 1080.
+    """
 
-    Returns:
-        keypoints (N, 2, 21, 3) float64: left and right hand; u, v in pixels of the video, depth in m relative to the
-        wrist; seen (N, 2, 21) bool: in front of the camera, in the image and, where told, with confidence 0.5.
+    points: np.ndarray
+    sure: np.ndarray
+    told: bool
+    camera: np.ndarray
+    intrinsic: np.ndarray
+
+    def intrinsic_of(self, width: int) -> np.ndarray:
+        """Return the (3, 3) pinhole matrix for a video of so many pixels."""
+        return np.diag([width / EGODEX_WIDTH, width / EGODEX_WIDTH, 1.0]) @ self.intrinsic
+
+    def keypoints(self, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+        """Project the joints into the video.
+
+        Args:
+            width, height: the video's pixels, 1920 x 1080 or a reduced copy.
+
+        Returns:
+            keypoints (N, 2, 21, 3) float64: u, v in pixels of the video, depth as `hands.coordinates.DEPTH` says;
+            seen (N, 2, 21) bool: in front of the camera, in the image and, where told, with confidence 0.5.
+        """
+        depth = self.points[..., 2]
+        front = depth > _NEAR
+        image = self.points @ self.intrinsic_of(width).T
+        pixels = image[..., :2] / np.where(front, depth, 1.0)[..., None]
+        inside = ((pixels >= 0) & (pixels < (width, height))).all(axis=-1)
+        keypoints = np.concatenate([pixels, (depth - depth[..., :1])[..., None]], axis=-1)
+        return keypoints, self.sure & front & inside
+
+    def grippers(self, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return both hands as grippers (N, 2, 8) in the camera's frame, and which are seen (N, 2) bool.
+
+        Seen is a hand of whose GRIPPER_POINTS ARKit was sure, in or out of the image; in files that tell no confidences
+        those points must be in the image.
+        """
+        found, there = hand_grippers(self.points)
+        known = self.sure if self.told else self.keypoints(width, height)[1]
+        return found, there & known[..., list(GRIPPER_POINTS)].all(axis=-1)
+
+
+def egodex_poses(file: Path) -> EgoDexPoses:
+    """Read EgoDex's HDF5: transforms/NAME (N, 4, 4), joint or camera to ARKit's world (m); camera/intrinsic (3, 3) for
+    1920 x 1080 (x right, y down, z forward); confidences/NAME (N,), in newer files.
 
     Raises:
         ValueError: something is missing or of another shape; the message names it.
     """
     import h5py
 
+    told = False
     try:
         with h5py.File(file, "r") as opened:
             intrinsic = _array(opened, "camera/intrinsic", (3, 3))
             camera = _array(opened, "transforms/camera", (None, 4, 4))
             count = len(camera)
             to_camera = np.linalg.inv(camera)
-            keypoints = np.zeros((count, 2, len(ARKIT_JOINTS), 3))
-            seen = np.zeros(keypoints.shape[:3], dtype=bool)
+            points = np.zeros((count, 2, len(ARKIT_JOINTS), 3))
+            sure = np.ones(points.shape[:3], dtype=bool)
             for hand, side in enumerate(("left", "right")):
                 for k, joint in enumerate(ARKIT_JOINTS):
                     world = _array(opened, f"transforms/{side}{joint}", (count, 4, 4))[:, :, 3]
-                    keypoints[:, hand, k] = np.einsum("nij,nj->ni", to_camera, world)[:, :3]
+                    points[:, hand, k] = np.einsum("nij,nj->ni", to_camera, world)[:, :3]
                     name = f"confidences/{side}{joint}"
-                    seen[:, hand, k] = _array(opened, name, (count,)) >= _SURE if name in opened else True
+                    if name in opened:
+                        told = True
+                        sure[:, hand, k] = _array(opened, name, (count,)) >= _SURE
     except np.linalg.LinAlgError as error:
         raise ValueError(f"transforms/camera of {file.name} has no inverse; fetch the file again") from error
     except (OSError, RuntimeError, KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{file.name} is damaged ({' '.join(str(error).split())})") from error
-    depth = keypoints[..., 2].copy()
-    scale = width / EGODEX_WIDTH
-    seen &= depth > 1e-3
-    safe = np.where(depth > 1e-3, depth, 1.0)
-    u = scale * (intrinsic[0, 0] * keypoints[..., 0] + intrinsic[0, 1] * keypoints[..., 1]) / safe
-    u += scale * intrinsic[0, 2]
-    v = scale * (intrinsic[1, 1] * keypoints[..., 1] / safe + intrinsic[1, 2])
-    seen &= (u >= 0) & (u < width) & (v >= 0) & (v < height)
-    return np.stack([u, v, depth - depth[..., :1]], axis=-1), seen
+    return EgoDexPoses(points, sure, told, camera, intrinsic)
 
 
 def _array(opened: Any, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
