@@ -203,6 +203,7 @@ def test_egodex_s_hands_are_grippers_in_the_camera_s_frame_and_in_the_world_s(tm
 
 
 def test_clips_say_what_their_depth_is(tmp_path):
+    (tmp_path / "v").mkdir()
     hand_video(tmp_path / "v" / "a.mp4")
     convert(tmp_path / "v", tmp_path / "s")
     assert EpisodeStore(tmp_path / "s").header("a.mp4").depth_scale == "unstated"
