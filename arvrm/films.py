@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,11 +12,37 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from arvrm.files import PartialFile, reporting
+from arvrm.interface import Stroke
 
 STATIC_PX, GRIPPER_PX, CAPTION_PX = 320, 160, 48
 WIDTH, HEIGHT = STATIC_PX + GRIPPER_PX, STATIC_PX + CAPTION_PX
 FPS = 10
 INK, PAPER, REPLAN, SUCCESS, FAILURE = "#e8eaed", "#16181d", "#f5a524", "#2eb67d", "#e5484d"
+
+
+def draw_over(image: np.ndarray, strokes: Sequence[Stroke], caption: str = "") -> np.ndarray:
+    """Return an (H, W, 3) uint8 image at twice its size, with strokes and, at its foot, a caption drawn over it."""
+    height, width = image.shape[:2]
+    canvas = Image.fromarray(image).resize((2 * width, 2 * height), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(canvas)
+    scale = np.array([2 * width, 2 * height])
+    for stroke in strokes:
+        points = np.clip(np.asarray(stroke.points, np.float64), -1.0, 2.0) * scale
+        thick = stroke.width * scale[0]
+        if len(points) == 1:
+            (x, y), edge = points[0], max(1, round(0.005 * scale[0]))
+            draw.ellipse((x - thick, y - thick, x + thick, y + thick), outline=stroke.colour, width=edge)
+        elif len(points):
+            draw.line([tuple(point) for point in points], fill=stroke.colour, width=max(1, round(thick)), joint="curve")
+    if caption:
+        size = max(8, round(0.045 * scale[1]))
+        font = ImageFont.load_default(size)
+        while font.getlength(caption) > scale[0] - 8 and size > 6:
+            size -= 1
+            font = ImageFont.load_default(size)
+        at = (4, scale[1] - 4)
+        draw.text(at, caption, fill=INK, font=font, anchor="ls", stroke_width=2, stroke_fill=PAPER)
+    return np.asarray(canvas)
 
 
 def compose_frame(

@@ -132,11 +132,42 @@ class PlanRequest:
     """Control steps since this instruction began."""
 
 
+@dataclass(frozen=True)
+class Stroke:
+    """A line, or with one point a ring, to be drawn over an image.
+
+    Attributes:
+        points: (n, 2), u and v in shares of the image's width and height.
+        colour: "#rrggbb".
+        width: in shares of the image's width; a ring's is its radius.
+    """
+
+    points: np.ndarray
+    colour: str
+    width: float = 0.005
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a policy has in mind, to be drawn over a camera's image in films.
+
+    Attributes:
+        camera: whose image.
+        strokes: in order; later ones cover earlier ones.
+        caption: a line about it.
+    """
+
+    camera: str
+    strokes: tuple[Stroke, ...]
+    caption: str = ""
+
+
 class Policy(Protocol):
     """Plans chunks of actions for a batch of simulators. Must not keep state that changes results with batch order.
 
     It may also have `notes(rollout) -> dict[str, int]`: what happened in a rollout that a reader of its result should
-    know, such as that no motion was found for the words, and how often.
+    know, such as that no motion was found for the words, and how often; and `drawing(rollout) -> Drawing | None`: what
+    it has in mind there now, for films.
     """
 
     spec: PolicySpec

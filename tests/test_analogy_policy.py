@@ -129,6 +129,18 @@ def test_what_went_otherwise_than_planned_is_counted_for_the_result(tmp_path):
     assert policy.notes(0).get("path over", 0) > 0
 
 
+def test_what_it_has_in_mind_can_be_drawn(tmp_path):
+    policy = load_policy(made(tmp_path / "c"))
+    assert policy.drawing(0) is None
+    rolled(policy, steps=200)  # past its look from another pose
+    drawing = policy.drawing(0)
+    assert drawing.camera == "rgb_static" and "as in demo-" in drawing.caption
+    rings = [stroke for stroke in drawing.strokes if len(stroke.points) == 1]
+    assert len(rings) == 1 and len(drawing.strokes) > 20
+    path = max(drawing.strokes, key=lambda stroke: len(stroke.points))
+    np.testing.assert_allclose(path.points[-1], path.points[-1].clip(-1, 2))
+
+
 def test_a_checkpoint_without_its_library_is_refused_in_one_line(tmp_path):
     folder = made(tmp_path / "c")
     (folder / "motions.safetensors").unlink()

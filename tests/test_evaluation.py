@@ -18,7 +18,7 @@ from arvrm.config import from_dict
 from arvrm.evaluation import EvaluateConfig, Job, Rollout, checked_chunk, evaluate, make_jobs, needs_images, sentences
 from arvrm.evaluation.playtable import PlayTableWorld
 from arvrm.films import read_film
-from arvrm.interface import TASKS, Observation, PlanRequest, PolicySpec, UserError
+from arvrm.interface import TASKS, Drawing, Observation, PlanRequest, PolicySpec, Stroke, UserError
 from arvrm.results import load_results, table
 from arvrm.robots import CALVIN
 from arvrm.sim.render import CameraShift
@@ -350,6 +350,32 @@ def test_films_of_the_best_and_worst_are_kept_with_their_outcome(tmp_path):
         # The border of the last frame: green where the chain succeeded, red where it failed.
         red, green, _ = frames[-1, 200, 2].astype(int)
         assert (green > red) == (chain["completed"] == 5)
+
+
+class Drawn(Even):
+    """Has a blue line over the scene in mind, from its second plan on."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = {}
+
+    def chunk(self, request):
+        self.asked[request.rollout] = request.step
+        return super().chunk(request)
+
+    def drawing(self, rollout):
+        if not self.asked[rollout]:
+            return None
+        return Drawing("rgb_static", (Stroke(np.array([[0.0, 0.5], [1.0, 0.5]]), "#0000ff", 0.2),), "across")
+
+
+def test_films_show_what_the_policy_has_in_mind_when_it_acts(tmp_path):
+    settings = config(tmp_path, film_successes=1)
+    results = load_results(evaluate(Drawn, settings, SmallWorld, jobs(1)))
+    frames = read_film(tmp_path / results["films"][0]).astype(int)
+    blue = [bool(frame[180:230, 100:220, 2].mean() > frame[180:230, 100:220, 0].mean() + 60) for frame in frames]
+    assert not blue[0] and not blue[1] and blue[2], "planned again at step 4, filmed at 0, 3, 6"
+    assert blue[5]
 
 
 def test_time_shares_add_up_to_one(tmp_path):

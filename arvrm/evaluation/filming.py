@@ -9,8 +9,8 @@ import numpy as np
 
 from arvrm.evaluation.config import EvaluateConfig
 from arvrm.files import inside
-from arvrm.films import FilmWriter, compose_frame
-from arvrm.interface import Job
+from arvrm.films import FilmWriter, compose_frame, draw_over
+from arvrm.interface import Drawing, Job
 from arvrm.results import ChainRecord
 
 FILM_STRIDE = 3
@@ -59,6 +59,7 @@ class Film:
     def show(
         self,
         images: dict[str, np.ndarray],
+        drawing: Drawing | None,
         instruction: str,
         title: str,
         step: int,
@@ -66,6 +67,9 @@ class Film:
         outcome: bool | None = None,
         repeat: int = 1,
     ) -> None:
+        if drawing is not None and drawing.camera in images:
+            drawn = draw_over(images[drawing.camera], drawing.strokes, drawing.caption)
+            images = {**images, drawing.camera: drawn}
         frame = compose_frame(images, instruction, title, step, replanned, outcome)
         for _ in range(repeat):
             self.writer.add(frame)

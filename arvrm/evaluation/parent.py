@@ -170,9 +170,11 @@ class Parent:
     def _answer(self, asking: list[tuple[Worker, PlanRequest]]) -> None:
         asking.sort(key=lambda pair: pair[1].rollout)
         answers = self.planner.answer([request for _, request in asking])
-        for (worker, _), answer in zip(asking, answers, strict=True):
+        for (worker, request), answer in zip(asking, answers, strict=True):
+            filmed = worker.job is not None and worker.job.film is not None
+            drawing = self.planner.drawing(request.rollout) if filmed else None
             with contextlib.suppress(*GONE):  # that it died is seen when its pipe is next read
-                worker.connection.send(answer)
+                worker.connection.send((*answer, drawing))
 
     def _finish(self, record: ChainRecord, cost: dict[str, float]) -> None:
         record = replace(record, notes=self.planner.notes(record.index))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from arvrm.evaluation.workers import one_line
-from arvrm.interface import PlanRequest, Policy, UserError
+from arvrm.interface import Drawing, PlanRequest, Policy, UserError
 
 Answer = tuple[str, np.ndarray | str]
 """("actions", (C, A) chunk) or ("crash", one line)."""
@@ -59,6 +59,11 @@ class Planner:
         """What the policy says of a rollout, if it says anything."""
         says = getattr(self.policy, "notes", None)
         return {} if says is None else {str(text): int(times) for text, times in says(rollout).items()}
+
+    def drawing(self, rollout: int) -> Drawing | None:
+        """What the policy has in mind in a rollout, if it shows it."""
+        draws = getattr(self.policy, "drawing", None)
+        return None if draws is None else draws(rollout)
 
     def add(self, totals: Sequence[Any]) -> None:
         """Add the `totals` of another process's planner."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from arvrm.evaluation.config import EvaluateConfig
 from arvrm.evaluation.filming import FILM_STRIDE, FILM_TAIL, Film
-from arvrm.interface import Job, Observation, PlanRequest, PolicySpec, Robot, UserError, World
+from arvrm.interface import Drawing, Job, Observation, PlanRequest, PolicySpec, Robot, UserError, World
 from arvrm.results import ChainRecord
 
 Actor = Callable[[int, dict[str, np.ndarray]], np.ndarray]
@@ -47,6 +47,8 @@ class Rollout:
     spec: PolicySpec
     plan: Callable[[PlanRequest], np.ndarray]
     progress: Callable[[int, tuple[int, ...]], None] = lambda completed, steps: None
+    drawing: Drawing | None = None
+    """What the policy had in mind at its last plan."""
     completed: int = 0
     steps: list[int] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
@@ -83,15 +85,14 @@ class Rollout:
         task, instruction = self.job.tasks[place], self.job.instructions[place]
         act = self._actor(place)
         title = f"{place + 1} of {len(self.job.tasks)}"
-        info, success = start_info, False
+        info, success, self.drawing = start_info, False, None
         self.steps.append(0)
         for step in range(self.config.max_steps):
-            images = self._images(step)
+            action = act(step, self._images(step))
             if film is not None and step % FILM_STRIDE == 0:
                 with self.clock("film"):
                     replanned = self.config.plans and step % self.spec.execute_steps < FILM_STRIDE
-                    film.show(self.world.cameras(film=True), instruction, title, step, replanned)
-            action = act(step, images)
+                    film.show(self.world.cameras(film=True), self.drawing, instruction, title, step, replanned)
             with self.clock("physics"):
                 info = self.world.step(action)
             self.steps[-1] = step + 1
@@ -102,7 +103,7 @@ class Rollout:
         if film is not None:
             with self.clock("film"):
                 images = self.world.cameras(film=True)
-                film.show(images, instruction, title, self.steps[-1], False, success, FILM_TAIL)
+                film.show(images, self.drawing, instruction, title, self.steps[-1], False, success, FILM_TAIL)
         return info, success
 
     def _images(self, step: int) -> dict[str, np.ndarray]:

@@ -81,7 +81,7 @@ def _rolled_out(
 
     def plan(request: PlanRequest) -> np.ndarray:
         connection.send(("plan", request))
-        kind, value = connection.recv()
+        kind, value, rollout.drawing = connection.recv()
         if kind == "crash":
             raise PolicyCrash(value)
         return value

@@ -9,10 +9,11 @@ from typing import Protocol
 
 import numpy as np
 
-from arvrm.interface import PlanRequest, PolicySpec, Robot
+from arvrm.interface import Drawing, PlanRequest, PolicySpec, Robot
 from arvrm.model.checkpoint import load_checkpoint
 from arvrm.motions.library import load_library
 from arvrm.motions.path import Bent, bend, entry_of, straight
+from arvrm.policy.drawing import drawing_of
 from arvrm.policy.places import Choice, PlaceSeer, Sight
 from arvrm.robots.calvin import apply_relative_action, relative_action
 
@@ -47,6 +48,7 @@ class _Rollout:
     """One instruction of one rollout, as it goes."""
 
     instruction: str
+    sight: Sight | None = None
     choice: Choice | None = None
     bent: Bent | None = None
     cursor: int = 0
@@ -90,6 +92,14 @@ class AnalogyPolicy:
         """What happened in a rollout that a reader of its result should know: text -> how often."""
         return dict(self._notes.get(rollout, {}))
 
+    def drawing(self, rollout: int) -> Drawing | None:
+        """The predicted hand, how sure it is, what is left of the path, and the motion that is carried over."""
+        known = self._rollouts.get(rollout)
+        if known is None or known.sight is None:
+            return None
+        left = None if known.bent is None else known.bent.poses[known.cursor :]
+        return drawing_of(known.sight, known.choice, left, self.seer)
+
     def plan(self, requests: list[PlanRequest]) -> list[np.ndarray]:
         """Return one (EXECUTE, 7) float32 chunk per request; see `interface.Policy`."""
         return [self._plan(request) for request in requests]
@@ -128,7 +138,7 @@ class AnalogyPolicy:
 
     def _begin(self, known: _Rollout, request: PlanRequest, target: np.ndarray) -> None:
         """Look, and begin the best choice among those tried least."""
-        sight = self.seer.look([request])[0]
+        sight = known.sight = self.seer.look([request])[0]
         known.looked = request.step
         for note in sight.notes:
             self._note(request, note)
@@ -150,7 +160,7 @@ class AnalogyPolicy:
         """Look again, and bend what is left of the path where the place has moved."""
         known.looked = request.step
         assert known.choice is not None and known.bent is not None
-        sight = self.seer.look([request])[0]
+        sight = known.sight = self.seer.look([request])[0]
         again = next((choice for choice in sight.choices if choice.key == known.choice.key), None)
         if again is None or np.linalg.norm(again.goal.touch - known.choice.goal.touch) < _MOVED_M:
             return
