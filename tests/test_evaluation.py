@@ -366,7 +366,7 @@ class Drawn(Even):
     def drawing(self, rollout):
         if not self.asked[rollout]:
             return None
-        return Drawing("rgb_static", (Stroke(np.array([[0.0, 0.5], [1.0, 0.5]]), "#0000ff", 0.2),), "across")
+        return Drawing("rgb_static", (Stroke(np.array([[0.0, 0.5], [1.0, 0.5]]), "#0000ff", 0.2),))
 
 
 def test_films_show_what_the_policy_has_in_mind_when_it_acts(tmp_path):
