@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import astuple, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from arvrm.episodes import EpisodeHeader, EpisodeStore
-from arvrm.moments.network import MomentScorer, load_scorer
-from arvrm.moments.signals import Signals, hand_signals, robot_signals
+from arvrm.files import write_json
+from arvrm.moments.network import MomentScorer, load_scorer, resource
+from arvrm.moments.raw import raw_episode, signals_of
+from arvrm.moments.signals import Signals
 
+FORMAT = 2
+"""Grows when the same scorer finds other moments than before."""
 NEAR_PX, NEAR_SHARE = 3.0, 0.15
 """A hand so near (pixels of 96), or a robot so near (components' unit), counts as the same place."""
 
@@ -33,24 +40,18 @@ class Moments:
     end_confidence: float
 
 
-def episode_signals(store: EpisodeStore, header: EpisodeHeader) -> Signals:
+def episode_signals(store: EpisodeStore, header: EpisodeHeader, colours: np.ndarray | None = None) -> Signals:
     """Read an episode and make its signals. Nothing is read but what a real one has.
+
+    Args:
+        colours: the robot's own; None: those that the package's scorer knows.
 
     Raises:
         UserError: the store's robot is not known, or a record is damaged.
     """
-    cameras = list(header.cameras)
-    everything = range(header.frames)
-    if header.embodiment == "human":
-        hand = store.arrays(header.id, ("keypoints", "visible"))
-        images = store.frames(header.id, cameras[0], everything)
-        size = header.cameras[cameras[0]]
-        return hand_signals(hand["keypoints"], hand["visible"], size, header.fps, images, header.image_steps)
-    robot = store.robot
-    assert robot is not None
-    names = [name for name in (*robot.observed, "actions") if name in header.arrays]
-    frames = [store.frames(header.id, camera, everything) for camera in cameras[:2]]
-    return robot_signals(robot, store.arrays(header.id, names), header.fps, frames, header.image_steps)
+    if colours is None and header.embodiment != "human":
+        colours = load_scorer(header.embodiment).colours.numpy()
+    return signals_of(raw_episode(store, header, colours))
 
 
 def scorer_input(signals: Signals) -> np.ndarray:
@@ -98,4 +99,47 @@ def episode_moments(store: EpisodeStore, id: str, scorer: MomentScorer | None = 
     """
     header = store.header(id)
     scorer = scorer or load_scorer(header.embodiment)
-    return found_in(episode_signals(store, header), header.instruction, scorer, header.embodiment)
+    signals = episode_signals(store, header, scorer.colours.numpy())
+    return found_in(signals, header.instruction, scorer, header.embodiment)
+
+
+def moments_of_store(store: EpisodeStore, cache: str | Path | None = None) -> dict[str, Moments]:
+    """Find the moments of all episodes.
+
+    Args:
+        cache: a JSON file that keeps them; made anew where it is of another store, scorer or version, or damaged.
+
+    Raises:
+        UserError: an unknown robot, a damaged record, or the cache cannot be written.
+    """
+    headers = list(store.headers())
+    key = _cache_key(headers)
+    if cache is not None and (known := _cached(Path(cache), key)) is not None:
+        return known
+    found = {header.id: episode_moments(store, header.id) for header in headers}
+    if cache is not None:
+        Path(cache).parent.mkdir(parents=True, exist_ok=True)
+        write_json(cache, {"key": key, "moments": {id: list(astuple(one)) for id, one in found.items()}}, indent=None)
+    return found
+
+
+def _cache_key(headers: list[EpisodeHeader]) -> str:
+    """What moments depend on: which episodes there are, and what finds them."""
+    said = hashlib.sha256()
+    for header in headers:
+        said.update(
+            repr((header.id, header.instruction, header.steps, header.frames, header.fps, header.group)).encode()
+        )
+    for embodiment in sorted({header.embodiment for header in headers}):
+        said.update(resource(embodiment).read_bytes())
+    return f"{said.hexdigest()[:32]}-{FORMAT}"
+
+
+def _cached(file: Path, key: str) -> dict[str, Moments] | None:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["key"] == key:
+            return {id: Moments(*values) for id, values in content["moments"].items()}
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    return None

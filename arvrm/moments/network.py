@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from arvrm.interface import UserError
+from arvrm.moments.body import LEVELS
 
 MOMENTS = ("touch", "end")
 _WIDTH = 32
@@ -28,6 +29,8 @@ class MomentScorer(nn.Module):
     Args:
         channels: of the signals, motion and images together.
         vocabulary: the words that it knows; others are passed over.
+
+    Its buffer `colours` keeps those of the robot it was fitted to (`body.body_colours`); a hand's are not used.
     """
 
     def __init__(self, channels: int, vocabulary: tuple[str, ...]) -> None:
@@ -40,6 +43,7 @@ class MomentScorer(nn.Module):
         self.modulate = nn.ModuleList(nn.Linear(16, 2 * _WIDTH) for _ in range(4))
         self.scores = nn.Conv1d(_WIDTH, len(MOMENTS), 1)
         self.none = nn.Linear(2 * _WIDTH, 1)
+        self.register_buffer("colours", torch.zeros(LEVELS, LEVELS, LEVELS, dtype=torch.bool))
 
     def bag(self, instruction: str) -> Tensor:
         """(vocabulary,) float: which words stand in it, of length 1."""
@@ -90,7 +94,8 @@ def load_scorer(embodiment: str, file: str = "") -> MomentScorer:
         with safe_open(str(path), "pt") as content:
             meta = content.metadata() or {}
             scorer = MomentScorer(int(meta["channels"]), tuple(json.loads(meta["vocabulary"])))
-            scorer.load_state_dict({name: content.get_tensor(name).float() for name in content.keys()})
+            tensors = {name: content.get_tensor(name) for name in content.keys()}
+            scorer.load_state_dict({name: t if t.dtype == torch.bool else t.float() for name, t in tensors.items()})
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: is no scorer of moments ({error}); install the package again") from error
     return scorer.eval()

@@ -12,18 +12,18 @@ import numpy as np
 
 from arvrm.hands.skeleton import TIPS, WRIST
 from arvrm.interface import KEYPOINTS, Robot
+from arvrm.moments.body import robot_changes
+from arvrm.moments.world import CHANNELS, hand_changes
 
 RATE = 30.0
 THUMB, INDEX = TIPS[0], TIPS[1]
 PIXELS = 96
 """Lengths in the image are given in pixels of a square image of so many."""
-IMAGE_CHANNELS = 6
+IMAGE_CHANNELS = CHANNELS
 _MIDDLE_BASE = KEYPOINTS.index("middle_1")
 _POINTS = len(KEYPOINTS)
 _SPANS = (1, 3, 6)
 """Steps before and after over which ways are compared."""
-_NEAR, _FAR = 7, 22
-"""Pixels of 96 about the fingertips that count as near, and from which on nothing is the hand's."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def hand_signals(
     fps: float,
     images: np.ndarray | None = None,
     image_steps: np.ndarray | None = None,
+    instruction: str = "",
 ) -> Signals:
     """Make the signals of a clip.
 
@@ -64,6 +65,7 @@ def hand_signals(
         size: (height, width) of the images.
         images: (F, H, W, 3) uint8, or None.
         image_steps: (F,) the rows that they show.
+        instruction: a colour that it names is looked for.
     """
     keypoints, seen = _acting_hand(np.asarray(keypoints, np.float64), np.asarray(visible, bool))
     rows = _rows(len(keypoints), fps)
@@ -84,8 +86,8 @@ def hand_signals(
         at = np.asarray(image_steps)
         side = min(size)
         corner = np.array([(size[1] - side) // 2, (size[0] - side) // 2])
-        tips = (keypoints[at][:, (THUMB, INDEX), :2].mean(1) - corner) * PIXELS / side
-        found = _between(_near_changes(_small(images), tips), at, rows)
+        film, there = small(images), (keypoints[at][..., :2] - corner) * PIXELS / side
+        found = _between(hand_changes(film.transpose(0, 3, 1, 2), there, instruction), at, rows)
     nearest = np.clip(np.round(rows).astype(int), 0, len(seen) - 1)
     return Signals(np.stack(channels, 1).astype(np.float32), found, place, opening, rows, seen[nearest])
 
@@ -96,12 +98,16 @@ def robot_signals(
     fps: float,
     images: list[np.ndarray] | None = None,
     image_steps: np.ndarray | None = None,
+    instruction: str = "",
+    colours: np.ndarray | None = None,
 ) -> Signals:
     """Make the signals of a demonstration: of any robot, from its state, its commands and its images.
 
     Args:
         arrays: the episode's, those of `robot.observed` and "actions".
         images: for each camera (F, H, W, 3) uint8, or None.
+        instruction: a colour that it names is looked for.
+        colours: the robot's own (`body.body_colours`); None: what it moves in the images is not told from itself.
     """
     components = np.asarray(robot.encode_components(arrays), np.float64)
     actions = np.asarray(robot.encode_actions(arrays["actions"]), np.float64)
@@ -124,7 +130,11 @@ def robot_signals(
     channels += [*_openings(np.nan_to_num(hand)), binary[:, 0] if binary.shape[1] else np.zeros(len(rows))]
     found = np.zeros((len(rows), IMAGE_CHANNELS), np.float32)
     if images and len(images[0]) > 1:
-        found = _between(_whole_changes([_small(camera) for camera in images]), np.asarray(image_steps), rows)
+        films = [small(camera) for camera in images]
+        changes = _whole_changes(films)
+        if colours is not None:
+            changes[:, 6:] = robot_changes(films[0].transpose(0, 3, 1, 2), instruction, colours)
+        found = _between(changes, np.asarray(image_steps), rows)
     motion = np.stack(channels, 1).astype(np.float32)
     return Signals(motion, found, place, hand, rows, np.ones(len(rows), bool))
 
@@ -187,7 +197,7 @@ def _openings(opening: np.ndarray) -> list[np.ndarray]:
     return [share - 0.5, 2 * before, 2 * after]
 
 
-def _small(images: np.ndarray) -> np.ndarray:
+def small(images: np.ndarray) -> np.ndarray:
     """The middle square, (F, PIXELS, PIXELS, 3) float32, 0 to 1."""
     import torch
 
@@ -203,32 +213,6 @@ def _small(images: np.ndarray) -> np.ndarray:
 def _between(values: np.ndarray, steps: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Values (F, C) of images at some steps, at any rows (T,): those in between are interpolated."""
     return np.stack([np.interp(rows, steps, values[:, c]) for c in range(values.shape[1])], 1).astype(np.float32)
-
-
-def _near_changes(images: np.ndarray, tips: np.ndarray) -> np.ndarray:
-    """What changes about the fingertips from each image to the next (F, IMAGE_CHANNELS), and elsewhere."""
-    size = images.shape[1]
-    grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1) + 0.5
-    found = np.zeros((len(images), IMAGE_CHANNELS))
-    first, end = images[0], images[-1]
-    for f in range(len(images)):
-        distance = np.abs(grid - tips[f]).max(-1)
-        near, far = distance < _NEAR, distance > _FAR
-        following = images[min(f + 1, len(images) - 1)]
-        change = np.abs(following - images[f]).mean(-1)
-        if near.any():
-            found[f, 0] = change[near].mean()
-            # What lies there before and after all, when the hand is elsewhere: has the thing gone?
-            found[f, 1] = np.abs(first - end).mean(-1)[near].mean()
-            # What goes on with the hand looks the same where the hand will be.
-            shift = np.round(tips[min(f + 1, len(images) - 1)] - tips[f]).astype(int)
-            moved = np.roll(images[f], (shift[1], shift[0]), (0, 1))
-            found[f, 2] = np.abs(following - moved).mean(-1)[near].mean()
-            found[f, 3] = np.abs(images[f] - first).mean(-1)[near].mean()
-        if far.any():
-            found[f, 4] = change[far].mean()
-            found[f, 5] = np.quantile(change[far], 0.995)
-    return found * np.array([5, 5, 5, 5, 20, 2])
 
 
 def _whole_changes(cameras: list[np.ndarray]) -> np.ndarray:

@@ -7,6 +7,14 @@ from collections.abc import Callable
 import numpy as np
 
 from arvrm.moments.signals import Signals
+from arvrm.moments.world import NAMED, UNDONE
+
+LEAST_CHANGE = 0.08
+"""Of the channel NAMED: less is noise."""
+_SPAN = 8
+_STILL, _CLOSES = 0.5, 1.5
+_PIXELS = 25.0
+"""Of 96, very nearly, that a robot's hand moves in the image where its first three components change by 1."""
 
 
 def closing(signals: Signals) -> int:
@@ -48,6 +56,55 @@ def image(signals: Signals) -> int:
     return int((share * total[-1] - total).argmax()) if len(change) else 0
 
 
+def world(signals: Signals) -> int:
+    """Where the world begins to change: where what differs from before grows most faster than it did."""
+    changed = signals.images[:, NAMED].astype(np.float64)
+    if len(changed) < 4 or np.ptp(changed) < LEAST_CHANGE:
+        return slow(signals)
+    padded = np.pad(changed, _SPAN, mode="edge")
+    kink = padded[2 * _SPAN :] - 2 * changed + padded[: -2 * _SPAN]
+    return int(kink.argmax())
+
+
+def evidence(signals: Signals) -> np.ndarray:
+    """(T,) how much each step looks like a touch or release, of 1 and more: the fingers stop closing or opening while
+    the hand stands nearly still; the world begins to change; the hand stands still between two motions."""
+    speed = _speed(signals)
+    count = len(speed)
+    found = np.zeros(count)
+    if count < 5:
+        return found
+    depth = np.minimum(np.maximum.accumulate(speed), np.maximum.accumulate(speed[::-1])[::-1]) - speed
+    found += _STILL * depth / max(float(speed.max()), 0.5)
+    changed = signals.images[:, NAMED].astype(np.float64)
+    if np.ptp(changed) > LEAST_CHANGE:
+        padded = np.pad(changed, _SPAN, mode="edge")
+        kink = padded[2 * _SPAN :] - 2 * changed + padded[: -2 * _SPAN]
+        found += np.clip(kink / np.ptp(changed), 0, 1)
+    opening = signals.opening
+    if np.isfinite(opening).all():
+        step = closing(signals)
+        change = abs(float(opening[min(step + 3, count - 1)] - opening[max(step - 6, 0)]))
+        still = float(np.median(speed[max(step - 6, 0) : step + 3]))
+        if 4 < step < count - 1 and change > 0.12 and still < 0.8:
+            found[step] += _CLOSES
+    return found
+
+
+def mixed(signals: Signals) -> int:
+    """The step with most evidence of all kinds."""
+    found = evidence(signals)
+    return int(found.argmax()) if found.any() else slow(signals)
+
+
+def ending(signals: Signals) -> int:
+    """The first step after the touch from which on the place looks as at the end; the last step where it never does."""
+    undone = signals.images[:, UNDONE].astype(np.float64)
+    touch, last = mixed(signals), len(undone) - 1
+    much = np.flatnonzero(undone[touch:] > max(0.25 * float(undone[touch:].max()), LEAST_CHANGE))
+    return min(touch + int(much[-1]) + 1, last) if len(much) else last
+
+
 def combined(signals: Signals) -> int:
     """`closing` where the fingers move much in the second half of the episode or later than they last ran, else
     `slow`."""
@@ -61,7 +118,8 @@ def combined(signals: Signals) -> int:
 
 
 def _speed(signals: Signals) -> np.ndarray:
-    step = np.linalg.norm(np.diff(signals.place, axis=0), axis=1)
+    place = signals.place if signals.place.shape[1] == 2 else _PIXELS * signals.place[:, :3]
+    step = np.linalg.norm(np.diff(place, axis=0), axis=1)
     step = np.append(step, step[-1:])
     return np.convolve(np.pad(step, 1, mode="edge"), np.ones(3) / 3, mode="valid") if len(step) else step
 
@@ -72,4 +130,6 @@ WAYS: dict[str, Callable[[Signals], int]] = {
     "corner": corner,
     "image": image,
     "combined": combined,
+    "world": world,
+    "mixed": mixed,
 }
