@@ -205,6 +205,12 @@ _TABLE = (
         "arvrm.show.exhibits:make_exhibits",
     ),
     Verb(
+        "explain",
+        "show what a policy by analogy has in mind: place, motion and map, for one picture and sentence",
+        "arvrm.cli.explain:ExplainConfig",
+        "arvrm.cli.explain:explain",
+    ),
+    Verb(
         "report",
         "write one self-contained HTML page about results files",
         "arvrm.cli.measure:ReportConfig",

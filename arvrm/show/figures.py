@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from importlib import resources
 from typing import Any
 
 from arvrm.interface import TASKS
@@ -29,6 +30,11 @@ CURVE_TITLES = {
     "error_10": "keypoints 10 frames ahead, px of 224",
 }
 BASELINES = {"hold": "pose kept", "velocity": "motion kept"}
+
+
+def page_template(name: str) -> str:
+    """Return the package's template of a page, by its name."""
+    return resources.files("arvrm").joinpath(f"resources/{name}.html.j2").read_text(encoding="utf-8")
 
 
 def safe(svg: str) -> Any:

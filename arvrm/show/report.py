@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from arvrm.interface import UserError
 from arvrm.results import load_results, scene_changes
 from arvrm.runfiles import read_metrics, read_run
 from arvrm.show.exhibit_files import read_exhibits
-from arvrm.show.figures import SERIES, chain_figure, curve_figure, map_figure, safe, task_figure
+from arvrm.show.figures import SERIES, chain_figure, curve_figure, map_figure, page_template, safe, task_figure
 
 CURVES = (
     "loss", "loss_arm", "loss_gripper", "arm_error", "gripper_accuracy", "loss_state", "loss_analogy", "loss_replay",
@@ -53,12 +52,11 @@ def _page(results: Sequence[str | Path], runs: Sequence[str | Path], exhibits: s
     loaded = [(Path(path), load_results(path)) for path in results]
     names = result_names([path for path, _ in loaded], [values for _, values in loaded])
     shown = [values for _, values in loaded]
-    template = resources.files("arvrm").joinpath("resources/report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     named = list(zip(names, shown, strict=True))
-    return environment.from_string(template).render(
+    return environment.from_string(page_template("report")).render(
         title=title,
         rows=[summary_row(name, values, SERIES[i % len(SERIES)]) for i, (name, values) in enumerate(named)],
         curve=safe(chain_figure(names, shown)),

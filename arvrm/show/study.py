@@ -7,42 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from arvrm.files import replacing
-from arvrm.show.figures import SERIES, line, safe, svg, words
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>arvrm study</title>
-<style>
-:root { color-scheme: light dark; --ink: #1c2330; --soft: #5b6575; --faint: #e4e8ee; --paper: #f6f7f9; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e7eaf0; --soft: #9aa4b5; --faint: #2c323d; --paper: #14171c; } }
-body { margin: 0 auto; max-width: 1000px; padding: 32px 20px 80px; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; }
-p { color: var(--soft); max-width: 74ch; } table { border-collapse: collapse; width: 100%; font-size: 13px; }
-td, th { text-align: left; padding: 4px 10px 4px 0; border-bottom: 1px solid var(--faint);
-  font-variant-numeric: tabular-nums; }
-svg { width: 100%; height: auto; font: 12px system-ui, "Segoe UI", Roboto, sans-serif; }
-svg text { fill: var(--soft); } svg .label { fill: var(--ink); } svg .grid { stroke: var(--faint); }
-svg .whisker { stroke: var(--ink); stroke-width: 1.4; opacity: .7; }
-</style></head><body>
-<h1>arvrm study</h1>
-<p>Tasks done in a row of five, mean over seeds; whiskers are 95 % intervals (seeds are drawn, then chains within each).
-Demonstrations are scripted and clips are of an animated hand: nothing here was filmed.</p>
-{% for group in groups %}
-<h2>{{ group.title }}</h2>
-{{ group.figure }}
-<table><tr><th>row</th><th>demonstrations a task</th><th>average length</th><th>95 % interval</th><th>by seed</th>
-<th>1 to 5 in a row</th><th>weakest tasks</th></tr>
-{% for line in group.lines %}
-<tr><td>{{ line.title }}</td><td>{{ line.demonstrations }}</td><td>{{ "%.2f"|format(line.average_length) }}</td>
-<td>{{ "%.2f to %.2f"|format(*line.ci95) }}</td>
-<td>{% for one in line.by_seed %}{{ "%.2f"|format(one) }} {% endfor %}</td>
-<td>{% for one in line.success_rates %}{{ "%.2f"|format(one) }} {% endfor %}</td>
-<td>{% for one in line.weak %}{{ one }}<br>{% endfor %}
-{% if line.crashed %}{{ line.crashed }} crashed{% endif %}</td></tr>
-{% endfor %}</table>
-{% endfor %}
-</body></html>
-"""
+from arvrm.show.figures import SERIES, line, page_template, safe, svg, words
 
 
 def write_study(output: Path, rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> Path:
@@ -65,7 +30,7 @@ def write_study(output: Path, rows: Sequence[Mapping[str, Any]], titles: Mapping
         shown.append({"title": title, "lines": lines, "figure": safe(bars(lines))})
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     with replacing(output) as partial:
-        partial.write_text(environment.from_string(_PAGE).render(groups=shown), encoding="utf-8")
+        partial.write_text(environment.from_string(page_template("study")).render(groups=shown), encoding="utf-8")
     return output
 
 
