@@ -48,10 +48,10 @@ def test_what_cannot_be_explained_is_refused_in_one_line(tmp_path):
     (tmp_path / "no.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="cannot be read as a picture"):
         explain(ExplainConfig(str(folder), "press it", str(tmp_path / "a.html"), image=str(tmp_path / "no.png")))
-    with pytest.raises(ValueError, match="give one picture"):
-        ExplainConfig(str(folder), "press it", image="a.png", scene="D")
-    with pytest.raises(ValueError, match="text: give an instruction"):
-        ExplainConfig(str(folder), " ", image="a.png")
+    with pytest.raises(UserError, match="give one picture"):
+        explain(ExplainConfig(str(folder), "press it", image="a.png", scene="D"))
+    with pytest.raises(UserError, match="text: give an instruction"):
+        explain(ExplainConfig(str(folder), " ", image="a.png"))
 
 
 def test_heat_is_hottest_where_it_is_likeliest():

@@ -50,12 +50,6 @@ class ExplainConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if not self.text.strip() or len(self.text) > LONGEST_SENTENCE:
-            raise ValueError(f"text: give an instruction of 1 to {LONGEST_SENTENCE} letters")
-        if sum(given is not None for given in (self.image, self.store, self.scene)) != 1:
-            raise ValueError("explain: give one picture: image, store with episode, or scene")
-        if (self.store is None) != (self.episode is None):
-            raise ValueError("explain: store and episode go together; give both or neither")
         if self.scene is not None and self.scene not in SCENES:
             raise ValueError(f"scene {self.scene!r} is none of {', '.join(SCENES)}")
 
@@ -88,6 +82,12 @@ def explain(config: ExplainConfig) -> Path:
     from arvrm.policy.drawing import drawing_of
     from arvrm.show.explain import Explained, write_explanation
 
+    if not config.text.strip() or len(config.text) > LONGEST_SENTENCE:
+        raise UserError(f"explain: text: give an instruction of 1 to {LONGEST_SENTENCE} letters")
+    if sum(given is not None for given in (config.image, config.store, config.scene)) != 1:
+        raise UserError("explain: give one picture: image, store with episode, or scene")
+    if (config.store is None) != (config.episode is None):
+        raise UserError("explain: store and episode go together; give both or neither")
     kind = read_described(config.checkpoint).kind
     if kind != "analogy":
         raise UserError(f"{config.checkpoint}: is of kind {kind}; explain shows motion=analogy (else: `arvrm exhibit`)")
