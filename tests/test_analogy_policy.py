@@ -33,9 +33,9 @@ def made(folder: Path, shift: float = 0.0) -> Path:
     torch.manual_seed(0)
     config = ModelConfig(width=32, layers=1, heads=2, places=PlacesConfig(enabled=True, channels=(8, 8, 8), words=8))
     net = AnalogyNet(AnalogyNetConfig(config, ""), CALVIN).eval()
-    position, across = np.zeros((3, 21)), np.zeros((2, 21))
-    position[:, (4, 8)], across[0, 4], across[1, 8] = 0.5, 1, 1
-    net.keep({"position": position, "across": across, "camera": CAMERA, "yaw": 0.0, "deviation": 0.1, "error": 0.01})
+    position = np.zeros((3, 21))
+    position[:, (4, 8)] = 0.5
+    net.keep({"position": position, "camera": CAMERA, "yaw": 0.0, "deviation": 0.1, "error": 0.01})
     text, motions = TextEncoder(config.text), []
     for number, sentence in enumerate(SENTENCES):
         path = down_and_along()
@@ -46,7 +46,7 @@ def made(folder: Path, shift: float = 0.0) -> Path:
         words = sentence_words(net.vlm, text, [sentence])[0]
         hand = np.full((2, 21, 2), 48.0, np.float32)
         start = np.array([0.1, -0.1, 0.66, np.pi, 0, 1.5, 0.08])
-        numbers = np.ones(2, np.float32), np.zeros(MOTION_SIZE, np.float32)
+        numbers = np.ones(2, np.float32), np.zeros(MOTION_SIZE, np.float32), np.ones(2, np.float32)
         motions.append(Motion(f"demo-{number}", "robot", sentence, path, start, hand, *numbers, words))
     folder.mkdir(exist_ok=True)
     net.config = dataclasses.replace(net.config, library=save_library(folder, motions))

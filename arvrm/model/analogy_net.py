@@ -50,7 +50,7 @@ class AnalogyNet(nn.Module):
             raise UserError("motion=analogy: stage 1 was trained without places; train one with places.enabled=true")
         self.config, self._robot = config, robot
         self.vlm = KeypointVLM(config.vlm)
-        for name, shape in (("position", (3, len(KEYPOINTS))), ("across", (2, len(KEYPOINTS))), ("camera", (3, 4))):
+        for name, shape in (("position", (3, len(KEYPOINTS))), ("camera", (3, 4))):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("numbers", torch.zeros(len(NUMBERS), dtype=torch.float64))
 
@@ -60,12 +60,12 @@ class AnalogyNet(nn.Module):
 
     def fitted(self) -> dict[str, Any]:
         """Return m's arrays and numbers by name, as `motions.HandMap` takes them."""
-        arrays: dict[str, Any] = {name: getattr(self, name).cpu().numpy() for name in ("position", "across", "camera")}
+        arrays: dict[str, Any] = {name: getattr(self, name).cpu().numpy() for name in ("position", "camera")}
         return arrays | dict(zip(NUMBERS, self.numbers.tolist(), strict=True))
 
     def keep(self, fitted: Mapping[str, Any]) -> None:
         """Take over what `fitted` returns."""
-        for name in ("position", "across", "camera"):
+        for name in ("position", "camera"):
             getattr(self, name).copy_(torch.from_numpy(np.asarray(fitted[name], np.float64)))
         self.numbers.copy_(torch.tensor([float(fitted[name]) for name in NUMBERS], dtype=torch.float64))
 

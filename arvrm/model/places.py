@@ -62,6 +62,8 @@ class PredictedHands:
         heat: (B, 2, h, w) float32, the probability of the acting point; sums to 1.
         others: (B, 2, HYPOTHESES, 21, 2) float32, keypoints of the next hypotheses, likeliest first.
         motion: (B, MOTION_SIZE) float32, what the hand does around the touch.
+        turn: (B, 2) float32, cosine and sine of twice the angle (u to v) of the line from thumb tip to index tip at the
+            touch, shorter the less sure: what grips from either side grips alike, which a mean of keypoints cannot say.
     """
 
     keypoints: np.ndarray
@@ -70,6 +72,7 @@ class PredictedHands:
     heat: np.ndarray
     others: np.ndarray
     motion: np.ndarray
+    turn: np.ndarray
 
     @property
     def acting(self) -> np.ndarray:
@@ -119,6 +122,7 @@ class PlaceNet(nn.Module):
         nn.init.zeros_(self.sought.weight)
         self.shape = mlp(middle + coarse + words, 256, len(MOMENTS) * _K * 3)
         self.motion = mlp(middle + coarse + words, 256, MOTION_SIZE)
+        self.turn = mlp(middle + coarse + words, 128, 2)
         self.register_buffer("temperature", torch.ones(len(MOMENTS)))
         line = (torch.arange(config.size // 8) + 0.5) * (16.0 / config.size) - 1
         grid = torch.stack(torch.meshgrid(line, line, indexing="xy"))
@@ -175,7 +179,7 @@ class PlaceNet(nn.Module):
         return self.text(text, mask)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the terms of the loss of `interface.PlaceBatch`: "heat", "shape", "motion"."""
+        """Return the terms of the loss of `interface.PlaceBatch`: "heat", "shape", "motion", "turn"."""
         images, points = batch["image"], batch["points"]
         expect("places.points", points, len(images), len(MOMENTS), _K, 3)
         images = resize(images, self.config.size)
@@ -200,7 +204,11 @@ class PlaceNet(nn.Module):
         shape = torch.cat([shape[..., :2] / _SHAPE_UNIT, shape[..., 2:]], -1)
         shape = F.smooth_l1_loss(shape, torch.zeros_like(shape), reduction="none", beta=0.1).mean(-1)
         seen = batch["visible"] * weight[..., None]
-        motion = self.motion(self.read(maps, words, at[:, :1])[:, 0]).float()
+        found = self.read(maps, words, at[:, :1])[:, 0]
+        motion = self.motion(found).float()
+        line = uv[:, 0, INDEX] - uv[:, 0, THUMB]
+        told = batch["visible"][:, 0, THUMB] * batch["visible"][:, 0, INDEX] * weight[:, 0]
+        twice = (self.turn(found).float() - twice_angle(line)).square().sum(-1)
         ways = 2 * len(MOTION_POINTS) * (len(MOTION_STEPS) + 1)
         target = batch["motion"] / _MOTION_UNIT
         turned = (target[:, :ways].unflatten(1, (-1, 2)) @ way.transpose(1, 2)).flatten(1)
@@ -211,6 +219,7 @@ class PlaceNet(nn.Module):
             "heat": (error * weight).sum() / total,
             "shape": (shape * seen).sum() / divisor(seen.sum()),
             "motion": (off * known).sum() / divisor(known.sum()),
+            "turn": (twice * told).sum() / divisor(told.sum()),
         }
 
     def logits(self, images: Tensor, text: Tensor, mask: Tensor) -> Tensor:
@@ -228,15 +237,22 @@ class PlaceNet(nn.Module):
         at, mass = modes(heat, 1 + HYPOTHESES)
         hands = self.hands(maps, words, at)
         pixel = (hands[..., :2] + 1) * (PIXELS / 2)
-        motion = self.motion(self.read(maps, words, at[:, :1, 0])[:, 0]).float() * _MOTION_UNIT
+        found = self.read(maps, words, at[:, :1, 0])[:, 0]
         return {
             "keypoints": pixel[:, :, 0],
             "depth": (hands[:, :, 0, :, 2] - hands[:, :, 0, :1, 2]) * DEPTH_UNIT_M,
             "confidence": mass[:, :, 0],
             "heat": heat,
             "others": pixel[:, :, 1:],
-            "motion": motion,
+            "motion": self.motion(found).float() * _MOTION_UNIT,
+            "turn": self.turn(found).float(),
         }
+
+
+def twice_angle(line: Tensor) -> Tensor:
+    """(..., 2): cosine and sine of twice the angle of lines (..., 2); zeros where there is none."""
+    u, v = line.unbind(-1)
+    return torch.stack([u * u - v * v, 2 * u * v], -1) / (u * u + v * v).clamp(min=1e-8)[..., None]
 
 
 def modes(heat: Tensor, count: int) -> tuple[Tensor, Tensor]:

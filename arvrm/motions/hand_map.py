@@ -1,13 +1,13 @@
 """The map m on places: which of a hand's keypoints say where the robot's components are to be.
 
 Rows x, y, z are shares of the 21 keypoints; L_AR fits them (and a camera that nobody calibrated) so that m of the hand
-that is predicted for a demonstration's own image, at the touch and at the end, is where the gripper was. The row of the
-yaw is two such rows: from the one to the other the fingers lie; that of the opening tells their distance apart.
+that is predicted for a demonstration's own image, at the touch and at the end, is where the gripper was. The gripper's
+yaw is the angle, on the table, of the line from thumb tip to index tip, plus what L_AR finds to lie between the two.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,8 +18,6 @@ from arvrm.motions.camera import fit_camera, on_plane, project, seen_change
 
 POSITION = 3
 _UPDATES, _RATE, _ROUNDS = 400, 0.1, 4
-_SURE = 4.0
-"""Logit with which the rows of the yaw begin at one keypoint each."""
 _OUTLIER_M = 0.03
 """A place so far off (m) counts no more than that."""
 
@@ -30,15 +28,13 @@ class HandMap:
 
     Attributes:
         position: (3, 21) rows of x, y, z; each sums to 1.
-        across: (2, 21) rows of the two points between which the gripper's fingers lie.
-        yaw: rad, how much more the gripper's yaw is than the angle of `across`; deviation: rad, how far a yaw told by
-            it is usually off (one deviation).
+        yaw: rad, how much more the gripper's yaw is than the angle of the line from thumb tip to index tip; deviation:
+            rad, how far a yaw told by it is usually off (one deviation).
         camera: (3, 4), see `camera.project`.
         error: m, median distance of m(hand) from the gripper among the demonstrations.
     """
 
     position: np.ndarray
-    across: np.ndarray
     yaw: float
     deviation: float
     camera: np.ndarray
@@ -62,18 +58,24 @@ class HandMap:
         change = seen_change(self.camera, place)[..., 2]
         return place[..., 2] + ((z - project(self.camera, place)) * change).sum(-1) / (change**2).sum(-1)
 
-    def angle(self, keypoints: np.ndarray, height: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-        """Yaw (..., rad, of a gripper: modulo pi) of hands at a height, and how long (..., m) the line is."""
-        ends = self.across @ np.asarray(keypoints, np.float64)
-        height = np.asarray(height, np.float64)[..., None]
-        line = np.diff(on_plane(self.camera, ends, height), axis=-2)[..., 0, :2]
-        return np.arctan2(line[..., 1], line[..., 0]) + self.yaw, np.linalg.norm(line, axis=-1)
+    def angle(self, turn: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """Yaw (..., rad, of a gripper: modulo pi) at places (..., 3) of hands with `PredictedHands.turn` (..., 2)."""
+        return table_angle(self.camera, turn, place) + self.yaw
+
+
+def table_angle(camera: np.ndarray, turn: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Angle (..., rad) on the table of lines that are seen at places (..., 3) as `turn` (..., 2) says."""
+    seen = np.arctan2(turn[..., 1], turn[..., 0]) / 2
+    line = np.stack([np.cos(seen), np.sin(seen)], -1)
+    flat = np.linalg.solve(seen_change(camera, place)[..., :2], line[..., None])[..., 0]
+    return np.arctan2(flat[..., 1], flat[..., 0])
 
 
 def fit_map(
     keypoints: np.ndarray,
     tcp: np.ndarray,
     confidence: np.ndarray,
+    turn: np.ndarray,
     camera: np.ndarray | None = None,
     seed: int = 0,
 ) -> HandMap:
@@ -83,6 +85,7 @@ def fit_map(
         keypoints: (n, 21, 2) predicted hands, pixels of 96.
         tcp: (n, 6) where the gripper was: position (m), Euler xyz (rad).
         confidence: (n,) of the predictions, which they count by.
+        turn: (n, 2) of the predictions (`PredictedHands.turn`); zeros where there is none.
         camera: (3, 4) calibrated; None: it is fitted too.
         seed: of the rows' start.
 
@@ -102,10 +105,10 @@ def fit_map(
         logits = _fit_position(logits, keypoints, tcp, weights, fitted)
     assert fitted is not None
     position = _shares(logits)
-    across, yaw, deviation = _fit_across(keypoints, tcp, weights, fitted)
-    found = HandMap(position, across, yaw, deviation, fitted, 0.0)
+    yaw, deviation = _fit_yaw(turn, tcp, fitted)
+    found = HandMap(position, yaw, deviation, fitted, 0.0)
     off = np.linalg.norm(found.place(keypoints, tcp[:, 2]) - tcp[:, :3], axis=-1)
-    return HandMap(position, across, yaw, deviation, fitted, float(np.median(off)))
+    return replace(found, error=float(np.median(off)))
 
 
 def _shares(logits: np.ndarray) -> np.ndarray:
@@ -135,40 +138,15 @@ def _fit_position(
     return rows.detach().numpy()
 
 
-def _fit_across(
-    keypoints: np.ndarray, tcp: np.ndarray, weights: np.ndarray, camera: np.ndarray
-) -> tuple[np.ndarray, float, float]:
-    """Rows of the yaw: the two shares of keypoints whose line turns as the gripper does."""
-    world = on_plane(camera, keypoints, np.repeat(tcp[:, 2, None], keypoints.shape[1], 1))[..., :2]
-    points, twice = torch.from_numpy(world - world.mean(1, keepdims=True)), torch.from_numpy(2 * tcp[:, 5])
-    share = torch.from_numpy(weights / weights.sum())
-    # The loss has many hollows: begin at the two keypoints that tell most.
-    lines = points[:, None] - points[:, :, None]
-    angles = 2 * torch.atan2(lines[..., 1], lines[..., 0]) - twice[:, None, None]
-    told = torch.hypot(*(torch.einsum("n,nij->ij", share, part) for part in (angles.cos(), angles.sin())))
-    best = int(torch.where(torch.ones_like(told).triu(1) > 0, told, -torch.ones_like(told)).argmax())
-    ends = torch.nn.functional.one_hot(torch.tensor(divmod(best, len(KEYPOINTS))), len(KEYPOINTS))
-    rows = (_SURE * ends.double()).requires_grad_()
-    optimizer = torch.optim.Adam([rows], _RATE)
-
-    def turned() -> tuple[torch.Tensor, torch.Tensor]:
-        first, second = torch.einsum("rk,nkc->rnc", rows.softmax(-1), points)
-        line = second - first
-        angle = 2 * torch.atan2(line[:, 1], line[:, 0]) - twice
-        # The mean of the angles, of which pi is a whole turn, is what `across` lies beside the gripper.
-        return angle, torch.atan2((share * angle.sin()).sum(), (share * angle.cos()).sum())
-
-    for _ in range(_UPDATES):
-        angle, mean = turned()
-        loss = (share * (1 - (angle - mean).cos())).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        angle, mean = turned()
-    off = (angle - mean).numpy() / 2
-    off = (off + np.pi / 2) % np.pi - np.pi / 2
-    order = np.argsort(np.abs(off))
-    half = np.searchsorted(np.cumsum(weights[order]), 0.6827 * weights.sum())
-    deviation = float(np.abs(off)[order[min(half, len(order) - 1)]])
-    return _shares(rows.detach().numpy()), -float(mean) / 2, deviation
+def _fit_yaw(turn: np.ndarray, tcp: np.ndarray, camera: np.ndarray) -> tuple[float, float]:
+    """How much more the gripper's yaw is than the angle of the line, and one deviation of it; sure lines count more."""
+    turn = np.asarray(turn, np.float64)
+    sure = np.linalg.norm(turn, axis=1) ** 2
+    if sure.sum() < 1e-6:
+        return 0.0, np.pi / 2
+    twice = 2 * (tcp[:, 5] - table_angle(camera, turn, tcp[:, :3]))
+    mean = float(np.arctan2((sure * np.sin(twice)).sum(), (sure * np.cos(twice)).sum()))
+    off = np.abs((twice - mean + np.pi) % (2 * np.pi) - np.pi) / 2
+    order = np.argsort(off)
+    most = np.searchsorted(np.cumsum(sure[order]), 0.6827 * sure.sum())
+    return mean / 2, float(off[order[min(most, len(order) - 1)]])

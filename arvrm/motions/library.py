@@ -36,6 +36,7 @@ class Motion:
         hand: (2, 21, 2) the hand that is predicted for its own first image, at the touch and at the end, pixels of 96.
         confidence: (2,) of it.
         motion: (D,) what that hand does around the touch (`model.places.PredictedHands.motion`).
+        turn: (2,) how the line from thumb tip to index tip lies (`model.places.PredictedHands.turn`).
         words: (E,) what its sentence means to retrieval, of unit length.
     """
 
@@ -47,6 +48,7 @@ class Motion:
     hand: np.ndarray
     confidence: np.ndarray
     motion: np.ndarray
+    turn: np.ndarray
     words: np.ndarray
 
 
@@ -107,7 +109,7 @@ def load_library(folder: str | Path, identity: str) -> list[Motion]:
             held["tcp"][row, 0],
             held["tcp"][row, 1],
         )
-        names = ("start", "hand", "confidence", "motion", "words")
+        names = ("start", "hand", "confidence", "motion", "turn", "words")
         found.append(Motion(entry.id, entry.embodiment, entry.sentence, path, *(held[name][row] for name in names)))
     return found
 
@@ -124,6 +126,7 @@ def _tensors(motions: Sequence[Motion]) -> dict[str, torch.Tensor]:
         "hand": np.array([one.hand for one in motions], np.float32),
         "confidence": np.array([one.confidence for one in motions], np.float32),
         "motion": np.array([one.motion for one in motions], np.float32),
+        "turn": np.array([one.turn for one in motions], np.float32),
         "words": np.array([one.words for one in motions], np.float32),
     }
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items()}
@@ -146,6 +149,7 @@ def _misfit(held: dict[str, np.ndarray], count: int) -> str | None:
         "hand": (count, 2, len(KEYPOINTS), 2),
         "confidence": (count, 2),
         "motion": (count, None),
+        "turn": (count, 2),
         "words": (count, None),
     }
     for name, shape in shapes.items():

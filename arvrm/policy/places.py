@@ -27,8 +27,10 @@ _RANK = 0.35
 """How much likelier (as a logarithm) a place must be for the next motion there to come before the best elsewhere."""
 _OWN_M = 0.04
 """The prediction for a motion's own image is believed wrong where it is off by more."""
-_LINE_M = 0.012
-"""A line between the fingers shorter than this tells no yaw."""
+_SURE_END, _OTHER_WAY_M = 0.5, 0.05
+"""Where the end is seen so confidently, and so far from where the motion as it was would end, it leads there."""
+_SURE_TURN = 0.5
+"""A turn that is told with less certainty (the length of `PredictedHands.turn`) tells none."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,18 @@ class PlaceSeer:
         self._offset = tcp[:, :3] - self.map.place(own, self._heights)
         wrong = np.linalg.norm(self._offset, axis=1) > _OWN_M
         self._offset[wrong] = 0.0
-        angle, line = self.map.angle(own, self._heights)
-        off = np.abs(half_turn(angle - tcp[:, 5]))
-        known = ~wrong & (line > _LINE_M) & (off < 3 * self.map.deviation)
-        self._angle = np.where(known, angle, tcp[:, 5])
+        self._end_heights = np.array([one.path.tcp_end[2] for one in self.motions])
+        self._goes = np.array([one.path.tcp_end[:3] - one.path.tcp_touch[:3] for one in self.motions])
+        self._own_goes = self._seen_to_go(np.array([one.hand for one in self.motions]))
+        off_end = np.linalg.norm((self._own_goes - self._goes)[:, :2], axis=1) > _OWN_M
+        self._own_goes[off_end] = self._goes[off_end]
+        # Where a hand lies otherwise than a gripper would (pushing, say), only hands are compared with each other.
+        self._yaw, turn = tcp[:, 5], np.array([one.turn for one in self.motions])
+        told = self.map.angle(turn, tcp[:, :3])
+        alike = np.abs(half_turn(told - self._yaw)) < 2 * self.map.deviation
+        self._angle = np.where(alike, self._yaw, told)
+        self._sure_turn = alike | (np.linalg.norm(turn, axis=1) > _SURE_TURN)
+        self._middle_yaw = float(np.arctan2(np.sin(self._yaw).sum(), np.cos(self._yaw).sum()))
         everything = np.concatenate([one.path.poses[:, :3] for one in self.motions])
         starts = np.array([one.start[:6] for one in self.motions])
         self.lookout = np.concatenate([np.median(starts[:, :3], 0), starts[0, 3:]])
@@ -118,7 +128,8 @@ class PlaceSeer:
         within: list[tuple[float, Choice]] = []
         beyond: list[tuple[float, Choice]] = []
         for number, hand in enumerate([hands.keypoints[0], *hands.others[0].swapaxes(0, 1)]):
-            touches, turns = self._goals(hand)
+            touches, turns = self._goals(hand, hands.turn[0])
+            ends = self._ends(hand) if number == 0 and float(hands.confidence[0, 1]) >= _SURE_END else None
             reached = np.clip(touches, self._low, self._high)
             inside = (reached == touches).all(1)
             terms = self.retriever.terms(words, hands.motion[0], hand, robot, reached, turns)
@@ -130,7 +141,8 @@ class PlaceSeer:
             for rank, row in enumerate(ranked):
                 named = dict(zip(TERMS, (float(value) for value in terms[row]), strict=True))
                 named["score"] = float(terms[row] @ self.retriever.weights)
-                goal = Goal(reached[row], float(turns[row]), None, shares[number])
+                end = None if ends is None or not ends[row].any() else reached[row] + ends[row]
+                goal = Goal(reached[row], float(turns[row]), end, shares[number])
                 # A place less likely comes after all motions at a likelier one, as far as it is so much less likely.
                 order = np.log(max(shares[number], 1e-6)) - _RANK * rank
                 (within if inside[row] else beyond).append((order, Choice(self.motions[row], goal, named, number)))
@@ -138,16 +150,28 @@ class PlaceSeer:
         found = [choice for some in (within, beyond) for _, choice in sorted(some, key=lambda pair: -pair[0])]
         return Sight(found, tuple(notes), trust >= UNSURE and bool(within), hands)
 
-    def _goals(self, hand: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _goals(self, hand: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where each motion would touch (n, 3), and how it would be turned (n,)."""
-        count = len(self.motions)
-        here = np.broadcast_to(hand[0], (count, *hand[0].shape))
+        here = np.broadcast_to(hand[0], (len(self.motions), *hand[0].shape))
         touches = self.map.place(here, self._heights) + self._offset
-        angle, line = self.map.angle(here, self._heights)
-        turns = half_turn(angle - self._angle)
-        # What may be no more than error is none.
+        if np.linalg.norm(turn) < _SURE_TURN:
+            return touches, np.zeros(len(touches))
+        turns = half_turn(self.map.angle(np.broadcast_to(turn, (len(touches), 2)), touches) - self._angle)
+        # What may be no more than error is none; and no wrist turns further than from its middle by a quarter.
         turns = np.sign(turns) * np.maximum(np.abs(turns) - self.map.deviation, 0)
-        return touches, np.where(line > _LINE_M, turns, 0.0)
+        turns = self._middle_yaw + half_turn(self._yaw + turns - self._middle_yaw) - self._yaw
+        return touches, np.where(self._sure_turn, turns, 0.0)
+
+    def _seen_to_go(self, hands: np.ndarray) -> np.ndarray:
+        """From touch to end (n, 3, m), at each motion's own heights, as hands (n, 2, 21, 2) say."""
+        return self.map.place(hands[:, 1], self._end_heights) - self.map.place(hands[:, 0], self._heights)
+
+    def _ends(self, hand: np.ndarray) -> np.ndarray:
+        """From touch to end (n, 3) of the motions that go another way here than they went; zeros: as they went."""
+        here = self._seen_to_go(np.broadcast_to(hand, (len(self.motions), *hand.shape)))
+        other = here - self._own_goes
+        changed = np.linalg.norm(other[:, :2], axis=1) > _OTHER_WAY_M
+        return np.where(changed[:, None], self._goes + other, 0.0)
 
 
 def half_turn(angle: np.ndarray) -> np.ndarray:

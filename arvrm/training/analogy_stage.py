@@ -70,7 +70,8 @@ def fit_analogy(config: FinetuneConfig, table: EpisodeTable, robot: Robot, progr
     tcp = np.concatenate([[one.path.tcp_touch, one.path.tcp_end] for one in motions])
     hands = np.concatenate([one.hand for one in motions])
     confidence = np.concatenate([one.confidence for one in motions])
-    fitted = fit_map(hands, tcp, confidence, given, settings.seed)
+    turn = np.concatenate([[one.turn, np.zeros(2)] for one in motions])
+    fitted = fit_map(hands, tcp, confidence, turn, given, settings.seed)
     net.keep(dataclasses.asdict(fitted))
     seconds = time.perf_counter() - begin
     values = numbers_of(fitted, len(motions))
@@ -118,7 +119,7 @@ def read_motions(net: AnalogyNet, table: EpisodeTable, episodes: np.ndarray, pro
             hands = predict_hands(net.vlm, text, image, [header.instruction])
             words = sentence_words(net.vlm, text, [header.instruction])[0]
             start = np.asarray(arrays["robot_obs"][0, :7], np.float64)
-            seen = hands.keypoints[0], hands.confidence[0], hands.motion[0]
+            seen = hands.keypoints[0], hands.confidence[0], hands.motion[0], hands.turn[0]
             found.append(Motion(name, "robot", header.instruction, path, start, *seen, words))
     if not found:
         raise UserError(f"motion=analogy: none of {len(episodes)} demonstrations touches anything; look at the stores")

@@ -23,4 +23,4 @@ class Places(Objective[HandStep]):
         places, batch = step.network.places, step.batch.get("places")
         assert places is not None and batch is not None
         terms = places.losses(batch)
-        return terms["heat"] + terms["shape"] + terms["motion"]
+        return terms["heat"] + terms["shape"] + terms["motion"] + 0.3 * terms["turn"]
