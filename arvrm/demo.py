@@ -1,8 +1,9 @@
-"""The whole pipeline in one command, small enough for two cores: demonstrations to report, in scenes apart.
+"""The whole pipeline in one command, small enough for two cores: hands to report, in scenes apart.
 
-Settings are `resources/demo.json` (and `resources/demo_fast.json`, a smoke test of a minute): one section per stage,
-each with what the stage's own verb takes; `tasks` and `model`, which several stages share; and `time_share`. The policy
-is trained in scenes A, B and C and evaluated in D.
+Places and poses are learnt from clips of hands, the map and a library of motions from few demonstrations of all tasks;
+then the policy is rolled out. Settings are `resources/demo.json` (and `resources/demo_fast.json`, a smoke test of a
+minute): one section per stage, each with what the stage's own verb takes; `tasks` and `model`, which several stages
+share; and `time_share`. The policy learns in scenes A, B and C and is evaluated in D.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from arvrm.config import bounded, check_bounds, from_dict
 from arvrm.interface import UserError
 from arvrm.results import load_results, save_results, source_commit, table
 
-STAGES = ("robot", "human", "pretrain", "index", "finetune", "evaluate", "report")
+STAGES = ("human", "pretrain", "robot", "finetune", "evaluate", "report")
+SHOWN = 3
+"""Instructions that the page explains."""
 TITLES = {
-    "robot": "generate robot demonstrations (scripted experts)",
     "human": "generate human clips (synthetic hands)",
-    "pretrain": "stage 1: keypoint pretraining on the human clips",
-    "index": "index the human clips for retrieval",
-    "finetune": "stage 2: fine-tune the policy on the robot demonstrations",
+    "pretrain": "stage 1: poses, and places at the moments of the touch and the end, from the human clips",
+    "robot": "generate robot demonstrations (scripted experts)",
+    "finetune": "stage 2: the map and the motions, from the robot demonstrations",
     "evaluate": "roll out chains of five instructions in a scene it has not seen",
     "report": "write the report",
 }
@@ -49,7 +51,7 @@ class DemoConfig:
         resume: go on with a demonstration that was stopped; finished stages are skipped.
         overwrite: replace an existing demonstration.
         tasks: in place of the settings' tasks; null: these.
-        model, robot, human, pretrain, index, finetune, evaluate, time_share: changes to the settings' sections.
+        model, robot, human, pretrain, finetune, evaluate, time_share: changes to the settings' sections.
     """
 
     output: str = "runs/demo"
@@ -63,7 +65,6 @@ class DemoConfig:
     robot: dict[str, Any] = field(default_factory=dict)
     human: dict[str, Any] = field(default_factory=dict)
     pretrain: dict[str, Any] = field(default_factory=dict)
-    index: dict[str, Any] = field(default_factory=dict)
     finetune: dict[str, Any] = field(default_factory=dict)
     evaluate: dict[str, Any] = field(default_factory=dict)
     time_share: dict[str, Any] = field(default_factory=dict)
@@ -233,19 +234,6 @@ def _pretrain(output: Path, settings: dict[str, Any]) -> None:
     pretrain(from_dict(PretrainConfig, values | _onward(folder), "demo.pretrain"))
 
 
-def _index(output: Path, settings: dict[str, Any]) -> None:
-    from arvrm.training import IndexConfig, build_index_stage
-
-    values = {
-        **settings["index"],
-        "stores": [str(output / "human")],
-        "checkpoint": str(output / "pretrain"),
-        "output": str(output / "index"),
-        "overwrite": True,
-    }
-    build_index_stage(from_dict(IndexConfig, values, "demo.index"))
-
-
 def _finetune(output: Path, settings: dict[str, Any]) -> None:
     from arvrm.training import FinetuneConfig, finetune
 
@@ -256,7 +244,6 @@ def _finetune(output: Path, settings: dict[str, Any]) -> None:
             "output": str(folder),
             "data": _data(output, "robot"),
             "pretrained": str(output / "pretrain"),
-            "index": str(output / "index"),
         },
     )
     finetune(from_dict(FinetuneConfig, values | _onward(folder), "demo.finetune"))
@@ -277,7 +264,7 @@ def _evaluate(output: Path, settings: dict[str, Any]) -> None:
 
     values = {**settings["evaluate"], "checkpoint": str(output / "policy"), "output": str(output / "results.json")}
     log = output / "results.chains.jsonl"
-    values |= {"resume": log.exists(), "index": str(output / "index")}
+    values |= {"resume": log.exists()}
     config = from_dict(EvaluateConfig, values, "demo.evaluate")
     factory, identity = policy_factory(
         str(config.checkpoint), config.device, config.index, config.execute_steps, config.batch, config.threads
@@ -286,36 +273,44 @@ def _evaluate(output: Path, settings: dict[str, Any]) -> None:
 
 
 def _report(output: Path, settings: dict[str, Any]) -> None:
-    from arvrm.show.exhibits import ExhibitConfig, make_exhibits
     from arvrm.show.report import write_report
 
     results = load_results(output / "results.json")
     # The report shows how long everything took; the results file is where it reads that.
     results["stage_seconds"] = _read_done(output)
     save_results(output / "results.json", results)
-    exhibits = ExhibitConfig(
-        checkpoint=str(output / "policy"),
-        output=str(output / "exhibits"),
-        index=str(output / "index"),
-        store=str(output / "robot"),
-        overwrite=True,
-    )
-    make_exhibits(exhibits)
     write_report(
         [output / "results.json"],
         output / "report.html",
-        runs=[output / "pretrain", output / "policy"],
-        exhibits=output / "exhibits",
+        runs=[output / "pretrain"],
         title="arvrm demo",
         overwrite=True,
+        explained=_explained(output, settings),
     )
 
 
+def _explained(output: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the policy has in mind as the first chains of the evaluation begin."""
+    from arvrm.evaluation import EvaluateConfig, make_jobs
+    from arvrm.evaluation.playtable import start_picture
+    from arvrm.policy.analogy import load_analogy
+    from arvrm.show.explain import Picture, entry_of, explanation
+
+    config = from_dict(EvaluateConfig, settings["evaluate"], "demo.evaluate")
+    policy, entries = load_analogy(output / "policy"), []
+    size = next(iter(policy.spec.image_sizes.values()))
+    for job in make_jobs(config)[:SHOWN]:
+        image, robot = start_picture(config.scene, config.assets, config.calvin_root, None, job.start, size)
+        origin = f"scene {config.scene}, as chain {job.index} begins"
+        found = explanation(policy, output / "policy", Picture(image, robot[:7], origin), job.instructions[0])
+        entries.append(entry_of(found))
+    return entries
+
+
 RUN: dict[str, Callable[[Path, dict[str, Any]], None]] = {
-    "robot": _robot,
     "human": _human,
     "pretrain": _pretrain,
-    "index": _index,
+    "robot": _robot,
     "finetune": _finetune,
     "evaluate": _evaluate,
     "report": _report,

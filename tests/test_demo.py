@@ -16,13 +16,12 @@ def test_settings_are_those_of_the_stages_own_configurations():
     from arvrm.config import from_dict
     from arvrm.evaluation import EvaluateConfig
     from arvrm.sources.playtable import GenerateConfig
-    from arvrm.training import FinetuneConfig, IndexConfig, PretrainConfig
+    from arvrm.training import FinetuneConfig, PretrainConfig
 
     kinds = {
         "robot": (GenerateConfig, {"output": "x"}),
         "human": (GenerateConfig, {"output": "x"}),
         "pretrain": (PretrainConfig, {"output": "x"}),
-        "index": (IndexConfig, {"output": "x", "stores": [], "checkpoint": "x"}),
         "finetune": (FinetuneConfig, {"output": "x"}),
         "evaluate": (EvaluateConfig, {}),
     }
@@ -37,9 +36,9 @@ def test_settings_are_those_of_the_stages_own_configurations():
 
 
 def test_time_shares_follow_the_minutes_and_sections_are_merged():
-    settings = load_settings(DemoConfig(minutes=10.0, finetune={"train": {"steps": 7}}, time_share={"finetune": 0.5}))
-    assert settings["finetune"]["train"]["max_minutes"] == 5.0 and settings["finetune"]["train"]["steps"] == 7
-    assert settings["finetune"]["window"] == load_settings(DemoConfig())["finetune"]["window"]
+    settings = load_settings(DemoConfig(minutes=10.0, pretrain={"train": {"steps": 7}}, time_share={"pretrain": 0.5}))
+    assert settings["pretrain"]["train"]["max_minutes"] == 5.0 and settings["pretrain"]["train"]["steps"] == 7
+    assert settings["pretrain"]["window"] == load_settings(DemoConfig())["pretrain"]["window"]
 
 
 def test_stopped_demonstration_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
@@ -47,7 +46,7 @@ def test_stopped_demonstration_goes_on_where_it_was(tmp_path, monkeypatch, capsy
 
     def stage(name):
         def run(output, settings):
-            if name == "index" and ran.count("index") == 0:
+            if name == "robot" and ran.count("robot") == 0:
                 ran.append(name)
                 raise KeyboardInterrupt
             ran.append(name)
@@ -66,7 +65,7 @@ def test_stopped_demonstration_goes_on_where_it_was(tmp_path, monkeypatch, capsy
         demo(DemoConfig(output=settings.output, fast=True, resume=True, evaluate={"chains": 9}))
     capsys.readouterr()
     assert demo(DemoConfig(output=settings.output, fast=True, resume=True)).name == "report.html"
-    assert ran == ["robot", "human", "pretrain", "index", "index", "finetune", "evaluate", "report"]
+    assert ran == ["human", "pretrain", "robot", "robot", "finetune", "evaluate", "report"]
     said = capsys.readouterr().err
     assert said.startswith("arvrm demo: ") and "finished before" in said and "the table" in said
 
@@ -109,7 +108,10 @@ def test_screen_shows_only_what_the_project_says(tmp_path):
 @pytest.mark.slow
 def test_fast_demonstration_runs_from_generation_to_report(tmp_path):
     page = demo(DemoConfig(output=str(tmp_path / "demo"), fast=True))
-    assert page.read_text().count("<video") >= 1
+    text = page.read_text()
+    assert text.count("<video") >= 1
+    assert text.index("What it has in mind") < text.index("<video")
+    assert "at its touch" in text and "a clip of a hand that learning began with" in text
     results = load_results(tmp_path / "demo" / "results.json")
     assert results["config"]["scene"] == "D" and len(results["chains"]) == 4 and results["crashed"] == 0
     assert list(json.loads((tmp_path / "demo" / "stages.json").read_text())) == list(STAGES)

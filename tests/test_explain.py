@@ -24,7 +24,8 @@ def test_photo_of_any_shape_gets_a_page(tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert "its middle square" in page and "demo-0" in page and "press &lt;b&gt;it&lt;/b&gt;" in page
     assert "place seen with low confidence" in page, "an untrained network is sure of nothing, and the page says so"
-    assert page.count("data:image/jpeg") == 2 and "is not here any more" in page
+    assert page.count("data:image/jpeg") == 2
+    assert "came from is not here any more" in page and "are not here any more" in page
     assert "100 % of the position" in page, "the map of this checkpoint has the tips alone"
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2 and "--overwrite" in again.stderr

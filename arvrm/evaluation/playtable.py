@@ -103,3 +103,27 @@ class PlayTableWorld:
 
     def close(self) -> None:
         self.env.close()
+
+
+def start_picture(
+    scene: str, assets: str, calvin_root: str | None, layout: int | None, chain: Any, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how a chain (or the official one of this number) begins: the static camera's image (size, size, 3) and
+    robot_obs (15,)."""
+    from arvrm.evaluation.jobs import official_chains
+    from arvrm.sim.env import PlayTableEnv
+    from arvrm.sim.starts import reset_to_chain
+
+    env = PlayTableEnv(
+        scene=scene,
+        assets="official" if assets == "calvin" else assets,
+        calvin_root=calvin_root,
+        static_size=size,
+        variation=layout,
+        render_observations=False,
+    )
+    try:
+        reset_to_chain(env, official_chains()[chain] if isinstance(chain, int) else chain)
+        return env.render_cameras()["rgb_static"], env.robot_obs()
+    finally:
+        env.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ def write_report(
     exhibits: str | Path | None = None,
     title: str = "arvrm report",
     overwrite: bool = False,
+    explained: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write the page; it appears whole or not at all.
 
@@ -35,18 +36,25 @@ def write_report(
         results: files written by `arvrm evaluate`, to be compared; films of the first that has any are shown.
         runs: folders of training runs, for their curves.
         exhibits: folder written by `arvrm exhibit`.
+        explained: what the page opens with, each of `explain.entry_of`.
     Raises:
         UserError: the page exists (without `overwrite`), something else is at its place, another process is writing
             it, or an input is missing or damaged.
     """
     with claimed(output, overwrite, HTML):
-        page = _page(results, runs, exhibits, title)
+        page = _page(results, runs, exhibits, title, explained)
         with replacing(output) as partial:
             partial.write_text(page, encoding="utf-8")
     return Path(output)
 
 
-def _page(results: Sequence[str | Path], runs: Sequence[str | Path], exhibits: str | Path | None, title: str) -> str:
+def _page(
+    results: Sequence[str | Path],
+    runs: Sequence[str | Path],
+    exhibits: str | Path | None,
+    title: str,
+    explained: Sequence[Mapping[str, Any]],
+) -> str:
     import jinja2
 
     loaded = [(Path(path), load_results(path)) for path in results]
@@ -58,6 +66,7 @@ def _page(results: Sequence[str | Path], runs: Sequence[str | Path], exhibits: s
     named = list(zip(names, shown, strict=True))
     return environment.from_string(page_template("report")).render(
         title=title,
+        explained=explained,
         rows=[summary_row(name, values, SERIES[i % len(SERIES)]) for i, (name, values) in enumerate(named)],
         curve=safe(chain_figure(names, shown)),
         tasks=safe(task_figure(names, shown)),
