@@ -14,7 +14,7 @@ convention), radians. Images: uint8, HWC, RGB. Pixels: u right, v down, origin a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
@@ -162,17 +162,23 @@ class Drawing:
     caption: str = ""
 
 
+class PlanFailed(Exception):
+    """Why a policy has no plan for one request. `Policy.plan` may return it in a chunk's place: that chain ends there,
+    a failure with this reason, and the other requests of the batch have their plans."""
+
+
 class Policy(Protocol):
     """Plans chunks of actions for a batch of simulators. Must not keep state that changes results with batch order.
 
     It may also have `notes(rollout) -> dict[str, int]`: what happened in a rollout that a reader of its result should
     know, such as that no motion was found for the words, and how often; and `drawing(rollout) -> Drawing | None`: what
-    it has in mind there now, for films.
+    it has in mind there now, for films. One that keeps something of each rollout may have `ended(rollout) -> None`: that
+    rollout asks no more, and one of the same number that comes later begins anew.
     """
 
     spec: PolicySpec
 
-    def plan(self, requests: list[PlanRequest]) -> list[np.ndarray]:
+    def plan(self, requests: list[PlanRequest]) -> Sequence[np.ndarray | PlanFailed]:
         """Return one (C, A) float32 array of actions per request, C >= spec.execute_steps.
 
         Columns and units are those of the robot's `actions`; CALVIN's: 3 position, 3 Euler in [-1, 1] (unless

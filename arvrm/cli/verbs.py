@@ -199,6 +199,12 @@ _TABLE = (
         "arvrm.cli.measure:evaluate_policy",
     ),
     Verb(
+        "serve",
+        "answer a policy's actions over a socket, to robots and simulators elsewhere (openpi, vla-eval)",
+        "arvrm.serving:ServeConfig",
+        "arvrm.serving:serve",
+    ),
+    Verb(
         "exhibit",
         "collect what a report shows of a policy: the map, and retrieved clips beside robot frames",
         "arvrm.show.exhibits:ExhibitConfig",

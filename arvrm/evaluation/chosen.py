@@ -11,6 +11,7 @@ from arvrm.evaluation.config import EvaluateConfig
 from arvrm.evaluation.jobs import make_jobs, own_jobs
 from arvrm.evaluation.playtable import PlayTableWorld
 from arvrm.interface import Job, Policy, PolicySpec, UserError, World, WorldFactory
+from arvrm.remote import Found, RemotePolicy, ask_who, is_address
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,10 @@ def choose(
         assert config.world is not None
         own = getattr(_callable(config.world, "--world"), "jobs", None)
         make_world, world_identity = NamedWorld(config.world), plugins.identity(config.world, "--world")
-    if policy_factory is None and config.plans:
+    if policy_factory is None and is_address(config.policy):
+        found = ask_who(config.policy, config.conventions, config.answer_seconds)
+        policy_factory, policy_identity = _remote_policy(config, found), policy_identity or found.identity
+    elif policy_factory is None and config.plans:
         if config.policy == "checkpoint":
             raise UserError("evaluate: policy = 'checkpoint' needs a checkpoint; pass --checkpoint DIR")
         policy_factory = named_policy(config)
@@ -77,6 +81,10 @@ def _callable(name: str, flag: str) -> Any:
     if not callable(found):
         raise UserError(f"{flag} {name}: is a {type(found).__name__}; name a class or function (docs/extending.md)")
     return found
+
+
+def _remote_policy(config: EvaluateConfig, found: Found) -> Callable[[], Policy]:
+    return lambda: RemotePolicy(found, config.answer_seconds, config.execute_steps, config.batch)
 
 
 def named_policy(config: EvaluateConfig) -> Callable[[], Policy]:

@@ -10,6 +10,7 @@ from typing import Literal
 from arvrm import plugins
 from arvrm.config import bounded, check_bounds
 from arvrm.interface import BLOCKS, SCENES, UserError
+from arvrm.remote.links import is_address
 from arvrm.sim.render import CameraShift
 from arvrm.sim.scene import Lighting
 
@@ -30,8 +31,11 @@ class EvaluateConfig:
     """What to roll out and where.
 
     Attributes:
-        policy: checkpoint (learnt), expert (scripted, privileged), random (uniform actions), or package.module:factory
-            (docs/extending.md).
+        policy: checkpoint (learnt), expert (scripted, privileged), random (uniform actions), package.module:factory
+            (docs/extending.md), or ws://HOST:PORT: a server of somebody's policy (docs/remote.md).
+        conventions: what that server wants and answers: a JSON file, or a name that arvrm knows (docs/remote.md); None:
+            as the server itself says, which arvrm's does.
+        answer_seconds: that it may take to be there, and to answer; then the chain is a failure.
         world: package.module:factory of a simulator of one's own (docs/extending.md); None: the play table.
         robot: package.module:object of a robot that only one's own code knows; None: those that are known by name.
         checkpoint: folder of the learnt policy. index: retrieval index, if the policy retrieves at rollout.
@@ -70,6 +74,8 @@ class EvaluateConfig:
     policy: str = "checkpoint"
     world: str | None = None
     robot: str | None = None
+    conventions: str | None = None
+    answer_seconds: float = bounded(60.0, above=0, most=86400)
     checkpoint: str | None = None
     index: str | None = None
     execute_steps: int | None = bounded(None, least=1, most=10**4)
@@ -100,12 +106,14 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if self.policy not in POLICIES and not plugins.is_path(self.policy):
+        if self.policy not in POLICIES and not plugins.is_path(self.policy) and not is_address(self.policy):
             close = difflib.get_close_matches(self.policy, POLICIES, 1)
             nearest = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(
-                f"policy {self.policy!r} is none of {', '.join(POLICIES)}, package.module:factory{nearest}"
+                f"policy {self.policy!r} is none of {', '.join(POLICIES)}, package.module:factory, ws://HOST:PORT{nearest}"
             )
+        if self.conventions is not None and not is_address(self.policy):
+            raise ValueError(f"conventions {self.conventions!r} are for a server; policy is {self.policy!r}")
         if self.world is not None:
             self._refuse(PLAY_TABLE, f"world {self.world}", "says what the play table looks like")
         if self.scene not in SCENES:

@@ -140,6 +140,7 @@ class Parent:
             self.world = message[1]
         elif kind == "done":
             self._finish(message[1], message[2])
+            self.planner.ended(message[1].index)
         job = self.queue.take()
         worker.give(job)
         return job is None
@@ -165,6 +166,7 @@ class Parent:
             self.left_out.append(job.index)
             name = signal.Signals(-code).name
             print(f"chain {job.index} left out: its simulator was ended by {name} twice", file=sys.stderr)
+        self.planner.ended(job.index)
         return [Worker(self.make_world, self.config, self.spec)] if self.queue else []
 
     def _answer(self, asking: list[tuple[Worker, PlanRequest]]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from arvrm.evaluation.workers import one_line
-from arvrm.interface import Drawing, PlanRequest, Policy, UserError
+from arvrm.interface import Drawing, PlanFailed, PlanRequest, Policy, UserError
 
 Answer = tuple[str, np.ndarray | str]
 """("actions", (C, A) chunk) or ("crash", one line)."""
@@ -45,7 +45,7 @@ class Planner:
         chunks = self.policy.plan(requests)
         if len(chunks) != len(requests):
             raise ValueError(f"{len(chunks)} chunks for {len(requests)} requests")
-        return [("actions", chunk) for chunk in chunks]
+        return [("crash", str(chunk)) if isinstance(chunk, PlanFailed) else ("actions", chunk) for chunk in chunks]
 
     def _alone(self, request: PlanRequest) -> Answer:
         try:
@@ -64,6 +64,12 @@ class Planner:
         """What the policy has in mind in a rollout, if it shows it."""
         draws = getattr(self.policy, "drawing", None)
         return None if draws is None else draws(rollout)
+
+    def ended(self, rollout: int) -> None:
+        """Tell the policy, if it wants to know, that this rollout asks no more."""
+        tell = getattr(self.policy, "ended", None)
+        if tell is not None:
+            tell(rollout)
 
     def add(self, totals: Sequence[Any]) -> None:
         """Add the `totals` of another process's planner."""

@@ -101,7 +101,13 @@ def _results(chosen: Chosen, config: EvaluateConfig, log: ChainLog, parent: Pare
 def _fingerprint(config: EvaluateConfig, chosen: Chosen) -> dict[str, Any]:
     """What must agree between the run that began a log and one that resumes it."""
     fingerprint = {key: value for key, value in to_dict(config).items() if key not in NOT_COMPARED}
-    for name in ("world", "robot", *SWITCHES):  # unset ones are left out: logs from before they existed can be resumed
+    for name in (
+        "world",
+        "robot",
+        "conventions",
+        "answer_seconds",
+        *SWITCHES,
+    ):  # unset ones are left out: logs from before they existed can be resumed
         if getattr(config, name) == getattr(EvaluateConfig(), name):
             del fingerprint[name]
     if config.tasks is None and config.chains <= OFFICIAL_CHAINS and not chosen.own_chains:
