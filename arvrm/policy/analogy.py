@@ -100,6 +100,11 @@ class AnalogyPolicy:
         left = None if known.bent is None else known.bent.poses[known.cursor :]
         return drawing_of(known.sight, known.choice, left, self.seer)
 
+    def ended(self, rollout: int) -> None:
+        """Forget a rollout."""
+        self._rollouts.pop(rollout, None)
+        self._notes.pop(rollout, None)
+
     def plan(self, requests: list[PlanRequest]) -> list[np.ndarray]:
         """Return one (EXECUTE, 7) float32 chunk per request; see `interface.Policy`."""
         return [self._plan(request) for request in requests]

@@ -54,5 +54,9 @@ class FrameCache:
         while len(self._frames) > self.rollouts:
             self._frames.popitem(last=False)
 
+    def drop(self, rollout: int) -> None:
+        """Forget a rollout, if it is known."""
+        self._frames.pop(rollout, None)
+
     def clear(self) -> None:
         self._frames.clear()

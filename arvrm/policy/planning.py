@@ -18,6 +18,9 @@ from arvrm.policy.clips import RolloutClips
 from arvrm.policy.frame_cache import FrameCache, FrameTokens
 from arvrm.retrieval import ClipIndex
 
+_SENTENCES = 1000
+"""Whose embeddings are kept."""
+
 
 class CheckpointPolicy:
     """Plans with a `PolicyNetwork`. Keeps nothing between calls but sentences' embeddings and a ViT's tokens of frames.
@@ -128,6 +131,11 @@ class CheckpointPolicy:
                 chunks.append(self.robot.decode_actions(chunk))
         return chunks
 
+    def ended(self, rollout: int) -> None:
+        """Forget a rollout's frames."""
+        if self.cache is not None:
+            self.cache.drop(rollout)
+
     @torch.no_grad()
     def _tokens(self, cache: FrameCache, requests: list[PlanRequest], rows: int) -> dict[str, torch.Tensor]:
         """Return each camera's tokens (rows, T, M + 1, d), encoding only new frames; padding is zero."""
@@ -213,6 +221,8 @@ class CheckpointPolicy:
     def _sentence(self, sentence: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings (L, E) and mask (L,) of a sentence, padded to a length that does not depend on the others."""
         if sentence not in self._sentences:
+            if len(self._sentences) >= _SENTENCES:  # whoever asks over a socket may say anything
+                self._sentences.clear()
             text, mask = self.text.tokens([sentence])
             missing = max(0, self.config.text.max_tokens - text.shape[1])
             self._sentences[sentence] = (

@@ -49,7 +49,7 @@ def make_server(config: ServeConfig, ready: Callable[[str], None] | None = None)
     spec = batches.policy.spec
     if spec.robot is None:
         raise UserError("serve: this policy moves any robot; one that is served says which (spec.robot)")
-    robot = robots.named(spec.robot)
+    robot = getattr(batches.policy, "robot", None) or robots.named(spec.robot)  # a checkpoint has numbers of its own
     batches.robot = robot
     preset = {"openpi": None, "vla-eval": "vla-eval-calvin"}[config.protocol]
     name = config.conventions or preset
