@@ -172,8 +172,8 @@ class Policy(Protocol):
 
     It may also have `notes(rollout) -> dict[str, int]`: what happened in a rollout that a reader of its result should
     know, such as that no motion was found for the words, and how often; and `drawing(rollout) -> Drawing | None`: what
-    it has in mind there now, for films. One that keeps something of each rollout may have `ended(rollout) -> None`: that
-    rollout asks no more, and one of the same number that comes later begins anew.
+    it has in mind there now, for films. One that keeps something of each rollout may have `ended(rollout) -> None`:
+    that rollout asks no more, and one of the same number that comes later begins anew.
     """
 
     spec: PolicySpec
