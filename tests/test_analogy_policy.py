@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from arvrm.episodes import EpisodeWriter
 from arvrm.interface import Observation, PlanRequest, UserError
 from arvrm.model.analogy_net import AnalogyNet, AnalogyNetConfig
-from arvrm.model.checkpoint import load_checkpoint, write_checkpoint
+from arvrm.model.checkpoint import load_checkpoint, save_checkpoint, write_checkpoint
 from arvrm.model.config import ModelConfig, PlacesConfig
+from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.places import MOTION_SIZE
 from arvrm.model.text import TextEncoder
@@ -23,6 +26,10 @@ from arvrm.motions import Motion, save_library
 from arvrm.policy import load_policy
 from arvrm.policy.analogy import EXECUTE, AnalogyPolicy
 from arvrm.robots.calvin import CALVIN, apply_relative_action
+from arvrm.training import FinetuneConfig, finetune
+from arvrm.training.analogy_stage import AnalogyFitConfig
+from arvrm.training.data import DataConfig
+from tests.small_stores import robot_episode
 from tests.test_motions import CAMERA, down_and_along
 
 SENTENCES = ("press the button", "open the drawer")
@@ -152,3 +159,37 @@ def test_a_checkpoint_without_its_library_is_refused_in_one_line(tmp_path):
 def test_a_policy_by_analogy_is_no_learned_one(tmp_path):
     with pytest.raises(UserError, match="analogy"):
         load_checkpoint(made(tmp_path / "c"), kind="policy")
+
+
+def test_finetune_makes_it_of_demonstrations_and_a_stage_1_with_places(tmp_path):
+    torch.manual_seed(0)
+    config = ModelConfig(width=32, layers=1, heads=2, places=PlacesConfig(enabled=True, channels=(8, 8, 8), words=8))
+    stage1 = save_checkpoint(
+        tmp_path / "hands", KeypointVLM(config), CheckpointMetadata("pretrain", 1, 1, {"rgb_static": 32})
+    )
+    with EpisodeWriter(tmp_path / "store", {"source": "test"}) as writer:
+        for number in range(3):
+            writer.append(robot_episode(f"demo-{number}", steps=30, group=f"g{number}", seed=number))
+    camera = tmp_path / "camera.json"
+    camera.write_text(json.dumps({"camera": CAMERA.tolist()}))
+    run = FinetuneConfig(
+        str(tmp_path / "run"), motion="analogy", pretrained=str(stage1),
+        analogy=AnalogyFitConfig(camera=str(camera)), data=DataConfig((str(tmp_path / "store"),), validation=0),
+    )  # fmt: skip
+    result = finetune(run, progress=False)
+    assert result.metrics["train"]["motions"] == 3
+    policy = load_policy(result.folder)
+    assert [one.id for one in policy.seer.motions] == ["demo-0", "demo-1", "demo-2"]
+    assert np.allclose(policy.seer.map.camera, CAMERA)
+
+
+def test_a_stage_1_without_places_is_refused_in_one_line(tmp_path):
+    stage1 = save_checkpoint(
+        tmp_path / "hands", KeypointVLM(ModelConfig(width=32, layers=1, heads=2)),
+        CheckpointMetadata("pretrain", 1, 1, {"rgb_static": 32}),
+    )  # fmt: skip
+    with EpisodeWriter(tmp_path / "store", {"source": "test"}) as writer:
+        writer.append(robot_episode("demo", steps=30))
+    data = DataConfig((str(tmp_path / "store"),), validation=0)
+    with pytest.raises(UserError, match="places.enabled=true"):
+        finetune(FinetuneConfig(str(tmp_path / "run"), motion="analogy", pretrained=str(stage1), data=data), False)

@@ -17,8 +17,8 @@ from arvrm.interface import KEYPOINTS
 from arvrm.motions.camera import fit_camera, on_plane, project, seen_change
 
 POSITION = 3
-_UPDATES, _RATE, _ROUNDS = 400, 0.1, 4
-_OUTLIER_M = 0.03
+_UPDATES, _RATE, _ROUNDS = 800, 0.2, 4
+_OUTLIER_M = 0.015
 """A place so far off (m) counts no more than that."""
 
 

@@ -23,7 +23,7 @@ _LEAST_WORDS = 0.5
 """Words so little alike are of no motion here."""
 _REACH_M = 0.06
 """How far beyond all motions of the library a place may lie."""
-_RANK = 0.35
+_RANK = 0.7
 """How much likelier (as a logarithm) a place must be for the next motion there to come before the best elsewhere."""
 _OWN_M = 0.04
 """The prediction for a motion's own image is believed wrong where it is off by more."""
@@ -85,6 +85,7 @@ class PlaceSeer:
         self.text = TextEncoder(net.config.vlm.text)
         self.retriever = Retriever(motions, RetrieveConfig(**net.config.retrieve))
         self.motions = self.retriever.motions
+        self._words: dict[str, np.ndarray] = {}
         tcp = np.array([one.path.tcp_touch for one in self.motions])
         self._heights = tcp[:, 2]
         own = np.array([one.hand[0] for one in self.motions])
@@ -121,7 +122,9 @@ class PlaceSeer:
             robot: (7,) the TCP's pose (m, rad) and the gripper's width (m).
         """
         hands = predict_hands(self.net.vlm, self.text, image[None], [sentence])
-        words = sentence_words(self.net.vlm, self.text, [sentence])[0]
+        if sentence not in self._words:
+            self._words[sentence] = sentence_words(self.net.vlm, self.text, [sentence])[0]
+        words = self._words[sentence]
         trust = float(hands.confidence[0, 0])
         shares = [trust, *((1 - trust) / (2 + number) for number in range(hands.others.shape[2]))]
         notes = [] if trust >= UNSURE else ["place seen with low confidence"]

@@ -20,13 +20,13 @@ from arvrm.model.checkpoint import load_checkpoint, write_checkpoint
 from arvrm.model.encoders import TextEncoder
 from arvrm.model.places import predict_hands
 from arvrm.model.words import sentence_words
-from arvrm.moments import episode_moments
+from arvrm.moments import moments_of_store
 from arvrm.motions import HandMap, Motion, RetrieveConfig, fit_map, path_of, read_camera, save_library
 from arvrm.training.config import TrainResult
 from arvrm.training.data import split
 from arvrm.training.log import progress_bar
 from arvrm.training.runs import begin_run, metadata_of
-from arvrm.windows import EpisodeTable
+from arvrm.windows import EpisodeTable, store_fingerprint
 
 if TYPE_CHECKING:
     from arvrm.training.finetuning import FinetuneConfig
@@ -66,7 +66,7 @@ def fit_analogy(config: FinetuneConfig, table: EpisodeTable, robot: Robot, progr
     retrieve = {name: float(value) for name, value in to_dict(settings.retrieve).items()}
     net = AnalogyNet(AnalogyNetConfig(stage1.config, "", retrieve), robot).eval()
     net.vlm.load_state_dict(stage1.model.state_dict(), strict=True)
-    motions = read_motions(net, table, episodes, progress)
+    motions = read_motions(net, table, episodes, progress, config.data.cache)
     tcp = np.concatenate([[one.path.tcp_touch, one.path.tcp_end] for one in motions])
     hands = np.concatenate([one.hand for one in motions])
     confidence = np.concatenate([one.confidence for one in motions])
@@ -97,19 +97,26 @@ def numbers_of(fitted: HandMap, motions: int) -> dict[str, float]:
     }
 
 
-def read_motions(net: AnalogyNet, table: EpisodeTable, episodes: np.ndarray, progress: bool) -> list[Motion]:
+def read_motions(
+    net: AnalogyNet, table: EpisodeTable, episodes: np.ndarray, progress: bool, cache: str | None = None
+) -> list[Motion]:
     """Make the motions of a table's robot episodes.
+
+    Args:
+        cache: folder that keeps the stores' moments, shared by runs; None: they are found anew.
 
     Raises:
         UserError: there is none that has a touch.
     """
     robot, text = net.robot, TextEncoder(net.config.vlm.text)
     camera, found = robot.cameras[0].name, []
+    files = [cache and Path(cache) / f"moments-{store_fingerprint(store)[:32]}.json" for store in table.stores]
+    known = [moments_of_store(store, file) for store, file in zip(table.stores, files, strict=True)]
     with progress_bar("motions", len(episodes), progress) as bar:
         for episode in episodes:
             store, name = table.stores[table.store[episode]], str(table.ids[episode])
             header = store.header(name)
-            moments = episode_moments(store, name)
+            moments = known[table.store[episode]][name]
             bar.update(1)
             if moments.touch_confidence <= 0:
                 continue
