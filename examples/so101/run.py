@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -37,17 +36,12 @@ CLIP_TASKS = (
 
 def arvrm(*arguments: object) -> None:
     """Run a verb; stop with its exit code if it fails."""
+    from arvrm.cli import main as verb
+
     words = [str(argument) for argument in arguments]
     print("$ arvrm", *words, flush=True)
-    code = subprocess.run([sys.executable, "-m", "arvrm", *words], env=environment()).returncode
-    if code:
+    if code := verb(words):
         sys.exit(code)
-
-
-def environment() -> dict[str, str]:
-    """Return the environment in which arvrm finds the world."""
-    paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def record(output: Path, settings: dict[str, Any]) -> None:
@@ -131,7 +125,7 @@ def serve(output: Path, settings: dict[str, Any]) -> None:
         port = free.getsockname()[1]
     words = ["serve", "--checkpoint", str(output / "policy"), "--port", str(port)]
     print("$ arvrm", *words, "&", flush=True)
-    with subprocess.Popen([sys.executable, "-m", "arvrm", *words], env=environment()) as server:
+    with subprocess.Popen([sys.executable, "-m", "arvrm", *words]) as server:
         try:
             wait_for(port, server)
             (output / "served_results.json").unlink(missing_ok=True)
