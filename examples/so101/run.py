@@ -21,7 +21,6 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 WORLD = "so101_world:CubesWorld"
 FACTS = (
-    "facts.static=front",
     "facts.relative=false",
     "facts.binary=0",
     "facts.frame=joint targets",
@@ -47,7 +46,7 @@ def arvrm(*arguments: object) -> None:
 def record(output: Path, settings: dict[str, Any]) -> None:
     from so101_record import demonstrations, write_data_set
 
-    write_data_set(output / "set", demonstrations(settings["demonstrations"], settings["seed"]))
+    write_data_set(output / "set", demonstrations(settings["tasks"], settings["demonstrations"], settings["seed"]))
 
 
 def convert(output: Path, settings: dict[str, Any]) -> None:
@@ -115,7 +114,20 @@ def roll_out(output: Path, settings: dict[str, Any], name: str, chains: int, *po
         return
     begun = ["--resume"] if results.with_suffix(".chains.jsonl").exists() else []
     world = ["--world", WORLD, "--robot", output / "arm.json", "--max-steps", settings["max_steps"]]
-    arvrm("evaluate", *policy, *world, "--chains", chains, "--workers", 2, "--output", results, *begun)
+    arvrm(
+        "evaluate",
+        *policy,
+        *world,
+        "--chains",
+        chains,
+        "--tasks",
+        ",".join(settings["tasks"]),
+        "--workers",
+        2,
+        "--output",
+        results,
+        *begun,
+    )
 
 
 def serve(output: Path, settings: dict[str, Any]) -> None:
@@ -152,7 +164,7 @@ def wait_for(port: int, server: subprocess.Popen) -> None:
 def report(output: Path, settings: dict[str, Any]) -> None:
     from arvrm.films import film_strip
 
-    tasks = ("touch_red", "touch_blue", "lift_red", "lift_blue")
+    tasks = settings["tasks"]
     lines = [f"| policy | {' | '.join(tasks)} | all | 95 % interval |", "|---" * (len(tasks) + 3) + "|"]
     for name in ("policy", "untrained", "random", "expert"):
         found = [(chain["tasks"][0], chain["completed"]) for chain in chains_of(output, name)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +15,7 @@ from so101_world import ROBOT, SENTENCES, CubesWorld, start_of
 from arvrm.files import replacing_folder
 from arvrm.interface import Job, PolicySpec
 
-SIZES = {"front": 96, "wrist": 64}
+SIZES = {"front": 64}
 LONGEST, AFTER = 60, 3
 """Control steps of a demonstration, and how many follow its success."""
 _FILE = "chunk-000/file-000"
@@ -36,14 +36,13 @@ class Demonstration:
     images: dict[str, np.ndarray]
 
 
-def demonstrations(count: int, seed: int) -> Iterator[Demonstration]:
+def demonstrations(tasks: Sequence[str], count: int, seed: int) -> Iterator[Demonstration]:
     """Yield `count` successful demonstrations, the tasks in turn; failed tries are drawn anew.
 
     Now and then a push of some degrees, which `action` does not have, moves the arm off its way for three steps: the
     data show how to come back.
     """
     world = CubesWorld(None, PolicySpec(ROBOT.name, SIZES))
-    tasks = tuple(SENTENCES)
     for number in range(count):
         task = tasks[number % len(tasks)]
         attempts = (_attempt(world, task, np.random.default_rng([seed, number, n])) for n in range(100))

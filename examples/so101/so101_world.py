@@ -23,7 +23,7 @@ SENTENCES = {
 CUBES = ("red", "blue")
 HOME = np.array([0.0, -40.0, 40.0, 75.0, 0.0, 50.0])
 """Where the arm starts, but for a few degrees: joints in degrees, the gripper half open."""
-TOUCH_M, LIFT_M, MOVED_M = 0.02, 0.04, 0.02
+TOUCH_M, LIFT_M, MOVED_M = 0.025, 0.04, 0.02
 """How near the tip must come, how high a cube must go, and how far the other one may be pushed meanwhile."""
 _SHOULDER_X = 0.0388
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
@@ -32,7 +32,7 @@ ROBOT = VectorRobot(
     components=tuple(f"{joint}.pos" for joint in JOINTS),
     component_units=("deg",) * 5 + ("% open",),
     statistics=Ranges(low=(-60.0, -65.0, -90.0, 45.0, -60.0, 0.0), high=(60.0, 75.0, 80.0, 97.0, 60.0, 70.0)),
-    cameras=(Camera("front", "static"), Camera("wrist", "wrist")),
+    cameras=(Camera("front", "static"),),
     control_hz=10.0,
 )
 
@@ -99,8 +99,8 @@ class CubesWorld:
         return Observation({"state": self.scene.joints()})
 
     def cameras(self, film: bool = False) -> dict[str, np.ndarray]:
-        sizes = {"front": 320, "wrist": 160} if film else self.sizes
-        return {name: self.scene.image({"wrist": "wrist_cam"}.get(name, name), size) for name, size in sizes.items()}
+        sizes = {"front": 320, "wrist_cam": 160} if film else self.sizes
+        return {name: self.scene.image(name, size) for name, size in sizes.items()}
 
     def completed(self, start_info: Any, info: Any, task: str) -> bool:
         return judge(start_info, info, task)
