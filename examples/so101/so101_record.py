@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -36,18 +39,30 @@ class Demonstration:
     images: dict[str, np.ndarray]
 
 
-def demonstrations(tasks: Sequence[str], count: int, seed: int) -> Iterator[Demonstration]:
+def demonstrations(tasks: Sequence[str], count: int, seed: int, workers: int = 2) -> Iterator[Demonstration]:
     """Yield `count` successful demonstrations, the tasks in turn; failed tries are drawn anew.
 
     Now and then a push of some degrees, which `action` does not have, moves the arm off its way for three steps: the
     data show how to come back.
+
+    Args:
+        workers: processes; they change nothing but the time.
     """
-    world = CubesWorld(None, PolicySpec(ROBOT.name, SIZES))
-    for number in range(count):
-        task = tasks[number % len(tasks)]
-        attempts = (_attempt(world, task, np.random.default_rng([seed, number, n])) for n in range(100))
-        yield next(found for found in attempts if found is not None)
-    world.close()
+    one = functools.partial(_demonstrated, tuple(tasks), seed)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context) as pool:
+        yield from pool.map(one, range(count), chunksize=4)
+
+
+def _demonstrated(tasks: tuple[str, ...], seed: int, number: int) -> Demonstration:
+    world, task = _world(), tasks[number % len(tasks)]
+    attempts = (_attempt(world, task, np.random.default_rng([seed, number, n])) for n in range(100))
+    return next(found for found in attempts if found is not None)
+
+
+@functools.cache
+def _world() -> CubesWorld:
+    return CubesWorld(None, PolicySpec(ROBOT.name, SIZES))
 
 
 def _attempt(world: CubesWorld, task: str, rng: np.random.Generator) -> Demonstration | None:
