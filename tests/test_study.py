@@ -11,24 +11,28 @@ from small_stores import human_store
 from arvrm.config import from_dict
 from arvrm.episodes import EpisodeStore
 from arvrm.evaluation import EvaluateConfig
-from arvrm.interface import TASKS, UserError
+from arvrm.evaluation.jobs import make_jobs
+from arvrm.interface import TASKS, PlanRequest, PolicySpec, UserError
+from arvrm.motions import Goal, Motion, Path
+from arvrm.policy.places import Choice, Sight
 from arvrm.results import ChainRecord, load_results, save_results, summarize
 from arvrm.sources.playtable import GenerateConfig
-from arvrm.study import (
+from arvrm.study import StudyConfig, study
+from arvrm.study.controls import OffSeer, TellingWorld, mean_motion, thing
+from arvrm.study.run import (
     Cell,
-    StudyConfig,
     cells_of,
     interval,
     load_settings,
     merged,
     noted,
     rows_of,
-    study,
     write_clips,
     write_tables,
 )
 from arvrm.training import FinetuneConfig, PretrainConfig
 
+FURTHER = len(dataclasses.fields(Motion)) - 9
 NAMES = ("open_drawer", "close_drawer")
 
 
@@ -105,10 +109,68 @@ def test_shuffled_clips_keep_everything_but_their_words(tmp_path):
         write_clips(source, tmp_path / "more", 9, False)
 
 
+def motion(heights, gripper, touch, place=(0.0, 0.0, 0.0)):
+    poses = np.zeros((len(heights), 6))
+    poses[:, 2] = heights
+    poses[:, :3] += place
+    path = Path(poses, np.array(gripper, float), touch, len(poses) - 1, poses[touch], poses[-1])
+    none = np.zeros(0)
+    return Motion("m", "robot", "lift it", path, np.zeros(7), none, none, none, none, *([none] * FURTHER))
+
+
+def test_mean_motion_is_that_of_motions_laid_together_at_their_touches():
+    mean = mean_motion([motion([2, 1, 0], [1, 1, -1], 2), motion([1, 0, 3], [1, -1, -1], 1, (0.5, 0, 0))])
+    np.testing.assert_allclose(mean.path.poses[:, 2], [1.5, 1.0, 0.0, 1.5])
+    np.testing.assert_allclose(mean.path.poses[:, 0], 0.25)
+    assert mean.path.touch == 2 and mean.path.gripper.tolist() == [1, 1, -1, -1] and mean.id == "mean of 2"
+
+
+def test_places_are_off_by_one_error_an_instruction():
+    class Still:
+        lookout = None
+
+        def look(self, requests):
+            return [Sight([Choice(motion([1, 0], [1, -1], 1), Goal(np.zeros(3)), {}, 0)]) for _ in requests]
+
+    seer = OffSeer(Still(), 0.02)
+    asked = [PlanRequest(words, (), rollout, step) for rollout in (0, 1) for words in "ab" for step in (0, 9)]
+    touches = [sight.choices[0].goal.touch for sight in seer.look(asked)]
+    for first, second in zip(touches[::2], touches[1::2], strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert len({tuple(touch) for touch in touches}) == 4
+    many = [seer.look([PlanRequest("a", (), n, 0)])[0].choices[0].goal.touch for n in range(300)]
+    assert np.std(many) == pytest.approx(0.02, rel=0.15)
+
+
+def test_truth_of_true_places_is_the_simulators():
+    world = TellingWorld(EvaluateConfig(), PolicySpec("calvin"))
+    world.start(make_jobs(EvaluateConfig(chains=1))[0])
+    state, env = world.observe().state, world.env
+    info, fixtures = env.task_info(), env.fixtures
+    place, yaw = thing("open_drawer", state["landmarks"], state["scene_obs"], state["robot_obs"][:3])
+    opened = env.scene_obs()[1] * np.array(fixtures.drawer_direction)
+    np.testing.assert_allclose(place, np.array(fixtures.drawer_handle) + opened, atol=1e-6)
+    assert yaw is None
+    place, yaw = thing("lift_blue_block_table", state["landmarks"], state["scene_obs"], state["robot_obs"][:3])
+    np.testing.assert_allclose(place, info["blocks"]["blue"]["position"], atol=1e-3)
+    assert yaw is not None
+    world.close()
+
+
 TINY = {
     "human": {"scenes": ["A"], "episodes": 4, "variations": 2, "seed": 1, "tasks": NAMES, "instructions": "own"},
     "robot": {"scenes": ["B"], "episodes": 4, "variations": 2, "seed": 2, "tasks": NAMES, "instructions": "own"},
-    "pretrain": {"model": {"width": 32, "layers": 1, "heads": 2}, "train": {"steps": 2, "batch": 4, "threads": 1}},
+    "pretrain": {
+        "model": {
+            "width": 32,
+            "layers": 1,
+            "heads": 2,
+            "places": {"enabled": True, "channels": [8, 8, 8], "words": 8},
+        },
+        "data": {"validation": 0},
+        "place_images": 4,
+        "train": {"steps": 2, "batch": 4, "threads": 1},
+    },
     "finetune": {
         "model": {"width": 32, "layers": 1, "heads": 2},
         "data": {"validation": 0},
@@ -118,8 +180,29 @@ TINY = {
     "tasks": {"two": NAMES},
     "rows": {
         "none": {"title": "no hands", "pretrain": None, "finetune": {}, "evaluate": {}},
-        "hands": {"title": "pretraining", "pretrain": {}, "finetune": {}, "evaluate": {}},
-        "wrong-words": {"title": "control", "pretrain": {}, "finetune": {}, "evaluate": {}, "said": "another"},
+        "hands": {"title": "places", "pretrain": {}, "finetune": {"motion": "analogy"}, "evaluate": {}},
+        "wrong-words": {
+            "title": "control",
+            "pretrain": {},
+            "finetune": {"motion": "analogy"},
+            "evaluate": {},
+            "said": "another",
+            "control": {"motion": "mean", "map": "uniform", "off_m": 0.01},
+        },
+        "true": {
+            "title": "ceiling",
+            "pretrain": {},
+            "finetune": {"motion": "analogy"},
+            "evaluate": {"max_steps": 150},
+            "control": {"places": "true"},
+        },
+        "robots": {
+            "title": "control",
+            "pretrain": {},
+            "finetune": {"motion": "analogy"},
+            "evaluate": {},
+            "learn_from": "demonstrations",
+        },
     },
 }
 
@@ -129,7 +212,7 @@ def test_study_makes_what_cells_share_once_and_goes_on_where_it_was(tmp_path, mo
     file = tmp_path / "settings.json"
     file.write_text(json.dumps(TINY))
     config = StudyConfig(
-        str(tmp_path / "out"), ("none", "hands"), ("1",), ("two",), seeds=(0,), chains=1, workers=1, settings=str(file)
+        str(tmp_path / "out"), ("none", "hands"), ("2",), ("two",), seeds=(0,), chains=1, workers=1, settings=str(file)
     )
     page = study(config)
     assert page.is_file()
@@ -138,16 +221,19 @@ def test_study_makes_what_cells_share_once_and_goes_on_where_it_was(tmp_path, mo
     }
     assert len(made["stores"]) == 2 and len(made["policies"]) == 2 and len(made["hands"]) == 1
     cells = sorted((tmp_path / "out" / "cells").glob("*.json"))
-    assert [cell.stem for cell in cells] == ["hands-two-1-builtin-1-0", "none-two-1-builtin-1-0"]
+    assert [cell.stem for cell in cells] == ["hands-two-2-builtin-1-0", "none-two-2-builtin-1-0"]
     with pytest.raises(UserError, match="exists; pass --resume"):
         study(config)
     times = {cell: cell.stat().st_mtime_ns for cell in cells}
-    study(dataclasses.replace(config, rows=("wrong-words",), resume=True))
+    study(dataclasses.replace(config, rows=("wrong-words", "true", "robots"), resume=True))
     assert {cell: cell.stat().st_mtime_ns for cell in cells} == times
-    wrong = load_results(tmp_path / "out" / "cells" / "wrong-words-two-1-builtin-1-0.json")
+    wrong = load_results(tmp_path / "out" / "cells" / "wrong-words-two-2-builtin-1-0.json")
     words = json.loads(open(wrong["config"]["instructions"]).read())
     assert words["open_drawer"] != words["close_drawer"]
-    assert len(list((tmp_path / "out" / "hands").iterdir())) == 1, "the same stage 1 serves both rows"
+    assert len(list((tmp_path / "out" / "hands").iterdir())) == 2, "one stage 1 serves three rows"
+    true = load_results(tmp_path / "out" / "cells" / "true-two-2-builtin-1-0.json")
+    assert true["average_length"] == 1.0, "who knows where things are carries demonstrations over"
+    assert true["policy_identity"]["control"]["places"] == "true"
     file.write_text(json.dumps(merged(TINY, {"rows": {"hands": {"title": "another"}}})))
     with pytest.raises(UserError, match="row 'hands' has other settings now"):
         study(dataclasses.replace(config, resume=True))

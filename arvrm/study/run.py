@@ -22,8 +22,12 @@ import numpy as np
 
 from arvrm import files
 from arvrm.config import bounded, check_bounds, from_dict, nearest, to_dict
-from arvrm.interface import TASKS, UserError
+from arvrm.geometry import euler_to_matrix
+from arvrm.hands.skeleton import TIPS
+from arvrm.interface import KEYPOINTS, TASKS, Policy, UserError
 from arvrm.results import load_results
+from arvrm.study.controls import Control, TellingWorld, controlled
+from arvrm.windows import EpisodeTable
 
 SCENES = {
     "builtin": {"scene": "D", "assets": "builtin"},
@@ -48,6 +52,7 @@ class Row:
         said: what the policy hears: the task's sentence, or that of another (control).
         finetune: changes to the settings' stage 2.
         evaluate: changes to the settings' evaluation.
+        control: what is replaced of the policy by analogy.
     """
 
     title: str
@@ -57,6 +62,7 @@ class Row:
     learn_from: Literal["hands", "demonstrations"] = "hands"
     clips: int | None = bounded(None, least=1, most=10**7)
     words: Literal["own", "shuffled"] = "own"
+    control: Control = Control()
     said: Literal["own", "another"] = "own"
 
     def __post_init__(self) -> None:
@@ -265,7 +271,16 @@ class _Made:
         factory, identity = policy_factory(
             str(policy), config.device, config.index, config.execute_steps, config.batch, config.threads
         )
-        evaluate(factory, config, policy_identity=identity)
+        world = None
+        if row.control != Control():
+            plain, stores = factory, [str(path) for path in self._demonstrations(cell)["stores"]]
+
+            def factory() -> Policy:
+                return controlled(plain(), row.control, stores)
+
+            identity = {**identity, "control": to_dict(row.control)}
+            world = TellingWorld if row.control.places == "true" else None
+        evaluate(factory, config, make_world=world, policy_identity=identity)
         return True
 
     def _tasks(self, cell: Cell) -> tuple[str, ...]:
@@ -292,7 +307,7 @@ class _Made:
             return None
         values = merged(self.settings.pretrain, row.pretrain)
         if row.learn_from == "demonstrations":
-            data = self._demonstrations(cell)
+            data = {"stores": [str(self._demonstrations_as_clips(cell))]}
         else:
             data = {"stores": [str(self._clips(row))]}
             if tasks := self._tasks(cell):
@@ -308,6 +323,19 @@ class _Made:
         if cell.demonstrations != "all":
             data["episodes_per_task"] = int(cell.demonstrations)
         return data
+
+    def _demonstrations_as_clips(self, cell: Cell) -> Path:
+        """Return a store of the cell's demonstrations in which the gripper's fingers stand for a hand."""
+        from arvrm.training.data import DataConfig, open_table, split
+
+        data = self._demonstrations(cell)
+        folder = self._folder("stores", f"as-clips-{cell.tasks}-{cell.demonstrations}-{cell.seed}", data)
+        if not folder.exists():
+            config = from_dict(DataConfig, {**data, "validation": 0}, "study.demonstrations")
+            table = open_table(config, "robot", 1)
+            episodes, _ = split(table, config)
+            write_as_clips(table, episodes, folder)
+        return folder
 
     def _store(self, embodiment: str, settings: dict[str, Any]) -> Path:
         from arvrm.sources.playtable import GenerateConfig, generate
@@ -380,6 +408,39 @@ def write_clips(source: Path, output: Path, count: int | None, shuffle: bool) ->
                     # Its images as they are, not compressed once more.
                     encoded = dataclasses.replace(encode_episode(episode, quality), images=encoded.images)
                 writer.append_encoded(encoded)
+
+
+def write_as_clips(table: EpisodeTable, episodes: np.ndarray, output: Path) -> None:
+    """Write robot episodes as clips, for the control that learns places from them: the TCP seen by the static camera
+    stands for all keypoints, the ends of the gripper's fingers for the tips of thumb and index finger.
+
+    The camera is the simulator's own, which only a control may know.
+    """
+    from arvrm.episodes import Episode, EpisodeWriter
+
+    with files.replacing_folder(output) as partial:
+        quality = table.stores[0].manifest["jpeg"]["quality"]
+        manifest = {"source": "robot demonstrations as clips", "synthetic": True}
+        with EpisodeWriter(partial, manifest, jpeg_quality=quality, resumable=False) as writer:
+            for row in episodes:
+                robot = table.stores[table.store[row]].episode(str(table.ids[row]))
+                size = next(iter(table.stores[table.store[row]].header(robot.id).cameras.values()))[0]
+                camera, obs = np.array(robot.meta["judge"]["camera"]), robot.arrays["robot_obs"]
+                across = euler_to_matrix(obs[:, 3:6])[..., 1] * obs[:, 6:7] / 2
+                points = np.repeat(obs[:, None, :3], len(KEYPOINTS), 1)
+                points[:, TIPS[0]] -= across
+                points[:, TIPS[1]] += across
+                seen = np.concatenate([points, np.ones((*points.shape[:2], 1))], -1) @ camera.T
+                keypoints = np.concatenate([seen[..., :2] / seen[..., 2:], np.zeros((*points.shape[:2], 1))], -1)
+                visible = ((keypoints[..., :2] >= 0) & (keypoints[..., :2] < size)).all(-1)
+                arrays = {"keypoints": keypoints.astype(np.float32), "visible": visible}
+                name = next(iter(robot.images))
+                writer.append(
+                    Episode(
+                        robot.id, "human", robot.instruction, robot.task, robot.scene, robot.source, robot.group,
+                        robot.fps, arrays, {name: robot.images[name]}, robot.image_steps, {"synthetic": True},
+                    )
+                )  # fmt: skip
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
