@@ -18,6 +18,10 @@ from arvrm.motions.camera import fit_camera, on_plane, project, seen_change
 
 POSITION = 3
 _UPDATES, _RATE, _ROUNDS = 800, 0.2, 4
+SURE_TURN = 0.5
+"""A turn that is told less surely (the length of `PredictedHands.turn`) tells none."""
+_TURNED_RAD, _TURNED = 0.1, 8
+"""Grippers turned so far, and so many of them, tell how well hands tell a yaw."""
 _OUTLIER_M = 0.015
 """A place so far off (m) counts no more than that."""
 
@@ -139,7 +143,8 @@ def _fit_position(
 
 
 def _fit_yaw(turn: np.ndarray, tcp: np.ndarray, camera: np.ndarray) -> tuple[float, float]:
-    """How much more the gripper's yaw is than the angle of the line, and one deviation of it; sure lines count more."""
+    """How much more the gripper's yaw is than the angle of the line, sure lines counting more; and one deviation of a
+    yaw told by it, among the grippers that are turned from where most are (where there are few: a quarter turn)."""
     turn = np.asarray(turn, np.float64)
     sure = np.linalg.norm(turn, axis=1) ** 2
     if sure.sum() < 1e-6:
@@ -147,6 +152,9 @@ def _fit_yaw(turn: np.ndarray, tcp: np.ndarray, camera: np.ndarray) -> tuple[flo
     twice = 2 * (tcp[:, 5] - table_angle(camera, turn, tcp[:, :3]))
     mean = float(np.arctan2((sure * np.sin(twice)).sum(), (sure * np.cos(twice)).sum()))
     off = np.abs((twice - mean + np.pi) % (2 * np.pi) - np.pi) / 2
-    order = np.argsort(off)
-    most = np.searchsorted(np.cumsum(sure[order]), 0.6827 * sure.sum())
-    return mean / 2, float(off[order[min(most, len(order) - 1)]])
+    middle = np.arctan2(np.sin(2 * tcp[:, 5]).sum(), np.cos(2 * tcp[:, 5]).sum())
+    away = np.abs((2 * tcp[:, 5] - middle + np.pi) % (2 * np.pi) - np.pi) / 2
+    turned = (away > _TURNED_RAD) & (sure > SURE_TURN**2)
+    if turned.sum() < _TURNED:
+        return mean / 2, np.pi / 2
+    return mean / 2, float(np.quantile(off[turned], 0.6827))

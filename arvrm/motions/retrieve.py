@@ -23,6 +23,8 @@ class RetrieveConfig:
         held: of the gripper's opening at the start.
         turn: of how far the gripper must be turned from how the motion has it.
         margin: motions whose words are less like by so much than the likest ones are of another task.
+        known: where no words are so much alike (-1 to 1), the task is taken for one that no motion shows: then all
+            motions are candidates, words count a third and what the hand does three times as much.
     """
 
     words: float = bounded(3.0, least=0, most=100)
@@ -31,7 +33,8 @@ class RetrieveConfig:
     start: float = bounded(1.0, least=0, most=100)
     held: float = bounded(0.5, least=0, most=100)
     turn: float = bounded(0.3, least=0, most=100)
-    margin: float = bounded(0.1, least=0, most=2)
+    margin: float = bounded(0.05, least=0, most=2)
+    known: float = bounded(0.65, least=-1, most=1)
 
     __post_init__ = check_bounds
 
@@ -39,6 +42,8 @@ class RetrieveConfig:
 TERMS = ("words", "motion", "place", "start", "held", "turn")
 _MOTION_PX, _PLACE_PX, _START_M, _HELD_M, _TURN_RAD = 4.0, 12.0, 0.15, 0.02, 0.7
 """Differences at which a similarity has fallen to 1 / e."""
+_UNSHOWN = np.array([1 / 3, 3, 1, 1, 1, 1])
+"""By what the weights are multiplied where no motion shows the task."""
 
 
 class Retriever:
@@ -88,10 +93,15 @@ class Retriever:
         )
         return np.stack([self.words @ words, *(np.exp(-distance / unit) for distance, unit in distances)], 1)
 
+    def shown(self, terms: np.ndarray) -> bool:
+        """Whether some motion's words are so like these that its task must be theirs."""
+        return float(terms[:, 0].max()) >= self.config.known
+
     def ranked(self, terms: np.ndarray) -> list[int]:
         """Return numbers of the motions that the words allow, best first."""
-        likest = float(terms[:, 0].max())
-        allowed = np.flatnonzero(terms[:, 0] >= likest - self.config.margin)
+        if not self.shown(terms):
+            return [int(row) for row in np.argsort(-(terms @ (self.weights * _UNSHOWN)), kind="stable")]
+        allowed = np.flatnonzero(terms[:, 0] >= terms[:, 0].max() - self.config.margin)
         score = terms @ self.weights
         return [int(row) for row in allowed[np.argsort(-score[allowed], kind="stable")]]
 

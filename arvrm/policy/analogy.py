@@ -27,6 +27,8 @@ _SAME_M = 0.03
 """Where the robot is further from its path, something else has moved it."""
 _MOVED_M = 0.008
 """A goal that lies no further from the one before is the same."""
+_LESS_SURE = 0.1
+"""A place seen so much less surely than before (the arm hides it now) corrects nothing."""
 _BEHIND_M, _STUCK_M = 0.05, 0.002
 """The arm is blocked where it is so far behind its target and hardly moved since the last plan."""
 
@@ -167,7 +169,9 @@ class AnalogyPolicy:
         assert known.choice is not None and known.bent is not None
         sight = known.sight = self.seer.look([request])[0]
         again = next((choice for choice in sight.choices if choice.key == known.choice.key), None)
-        if again is None or np.linalg.norm(again.goal.touch - known.choice.goal.touch) < _MOVED_M:
+        if again is None or again.goal.confidence < known.choice.goal.confidence - _LESS_SURE:
+            return
+        if np.linalg.norm(again.goal.touch - known.choice.goal.touch) < _MOVED_M:
             return
         path, begin = again.motion.path, int(known.bent.rows[known.cursor])
         if begin < path.touch:

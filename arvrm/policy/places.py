@@ -12,15 +12,13 @@ from arvrm.model.analogy_net import AnalogyNet
 from arvrm.model.encoders import TextEncoder
 from arvrm.model.places import PredictedHands, predict_hands
 from arvrm.model.words import sentence_words
-from arvrm.motions.hand_map import HandMap
+from arvrm.motions.hand_map import SURE_TURN, HandMap
 from arvrm.motions.library import Motion
 from arvrm.motions.path import Goal
 from arvrm.motions.retrieve import TERMS, RetrieveConfig, Retriever
 
 UNSURE = 0.3
 """A place seen with less confidence is no place to go to at once."""
-_LEAST_WORDS = 0.5
-"""Words so little alike are of no motion here."""
 _REACH_M = 0.06
 """How far beyond all motions of the library a place may lie."""
 _RANK = 0.7
@@ -29,8 +27,6 @@ _OWN_M = 0.04
 """The prediction for a motion's own image is believed wrong where it is off by more."""
 _SURE_END, _OTHER_WAY_M = 0.5, 0.05
 """Where the end is seen so confidently, and so far from where the motion as it was would end, it leads there."""
-_SURE_TURN = 0.5
-"""A turn that is told with less certainty (the length of `PredictedHands.turn`) tells none."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +91,13 @@ class PlaceSeer:
         self._end_heights = np.array([one.path.tcp_end[2] for one in self.motions])
         self._goes = np.array([one.path.tcp_end[:3] - one.path.tcp_touch[:3] for one in self.motions])
         self._own_goes = self._seen_to_go(np.array([one.hand for one in self.motions]))
-        off_end = np.linalg.norm((self._own_goes - self._goes)[:, :2], axis=1) > _OWN_M
-        self._own_goes[off_end] = self._goes[off_end]
+        self._end_told = np.array([one.confidence.min() >= _SURE_END for one in self.motions])
         # Where a hand lies otherwise than a gripper would (pushing, say), only hands are compared with each other.
         self._yaw, turn = tcp[:, 5], np.array([one.turn for one in self.motions])
         told = self.map.angle(turn, tcp[:, :3])
         alike = np.abs(half_turn(told - self._yaw)) < 2 * self.map.deviation
         self._angle = np.where(alike, self._yaw, told)
-        self._sure_turn = alike | (np.linalg.norm(turn, axis=1) > _SURE_TURN)
+        self._sure_turn = alike | (np.linalg.norm(turn, axis=1) > SURE_TURN)
         self._middle_yaw = float(np.arctan2(np.sin(self._yaw).sum(), np.cos(self._yaw).sum()))
         everything = np.concatenate([one.path.poses[:, :3] for one in self.motions])
         starts = np.array([one.start[:6] for one in self.motions])
@@ -137,7 +132,7 @@ class PlaceSeer:
             inside = (reached == touches).all(1)
             terms = self.retriever.terms(words, hands.motion[0], hand, robot, reached, turns)
             ranked = self.retriever.ranked(terms)
-            if number == 0 and terms[:, 0].max() < _LEAST_WORDS:
+            if number == 0 and not self.retriever.shown(terms):
                 notes.append("no motion for these words")
             if number == 0 and not inside[ranked[0]]:
                 notes.append("place out of reach")
@@ -153,11 +148,19 @@ class PlaceSeer:
         found = [choice for some in (within, beyond) for _, choice in sorted(some, key=lambda pair: -pair[0])]
         return Sight(found, tuple(notes), trust >= UNSURE and bool(within), hands)
 
+    def vision(self, hands: PredictedHands) -> np.ndarray:
+        """(n,) how alike (0 to 2) what is seen in one image is to what each motion's own showed, words apart."""
+        start = self.motions[0].start
+        nothing = np.zeros((len(self.motions), 3)), np.zeros(len(self.motions))
+        words = self.motions[0].words
+        terms = self.retriever.terms(words, hands.motion[0], hands.keypoints[0], start, *nothing)
+        return terms[:, TERMS.index("motion")] + terms[:, TERMS.index("place")]
+
     def _goals(self, hand: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where each motion would touch (n, 3), and how it would be turned (n,)."""
         here = np.broadcast_to(hand[0], (len(self.motions), *hand[0].shape))
         touches = self.map.place(here, self._heights) + self._offset
-        if np.linalg.norm(turn) < _SURE_TURN:
+        if np.linalg.norm(turn) < SURE_TURN:
             return touches, np.zeros(len(touches))
         turns = half_turn(self.map.angle(np.broadcast_to(turn, (len(touches), 2)), touches) - self._angle)
         # What may be no more than error is none; and no wrist turns further than from its middle by a quarter.
@@ -173,7 +176,7 @@ class PlaceSeer:
         """From touch to end (n, 3) of the motions that go another way here than they went; zeros: as they went."""
         here = self._seen_to_go(np.broadcast_to(hand, (len(self.motions), *hand.shape)))
         other = here - self._own_goes
-        changed = np.linalg.norm(other[:, :2], axis=1) > _OTHER_WAY_M
+        changed = self._end_told & (np.linalg.norm(other[:, :2], axis=1) > _OTHER_WAY_M)
         return np.where(changed[:, None], self._goes + other, 0.0)
 
 
