@@ -1,10 +1,11 @@
 """How well places learnt from clips of hands hold on a robot's images: trains them alone, and judges them by the truth.
 
     python benchmarks/places.py train OUTPUT --hands STORE [STORE ...] --minutes 10
-    python benchmarks/places.py judge CHECKPOINT --robot STORE [STORE ...]
+    python benchmarks/places.py judge CHECKPOINT --robot STORE [STORE ...] [--hands STORE ...] [--picture FILE]
 
 Sentences of the judged images are those that no clip carries: each image is asked with the validation sentence and with
-one unseen one.
+one unseen one. With --hands it also says how often the clip with the nearest motion descriptor goes the same way; with
+--picture it draws how often places were right against how sure they were.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from arvrm.model.checkpoint import load_checkpoint, save_checkpoint
 from arvrm.model.config import ModelConfig, PlacesConfig
 from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.metadata import CheckpointMetadata
-from arvrm.model.places import MOTION_STEPS, predict_hands
+from arvrm.model.places import MOMENTS, MOTION_STEPS, NEAR_PX, predict_hands
 from arvrm.model.text import TextEncoder
 from arvrm.moments.judged import truth_of
 from arvrm.training.data import text_table
@@ -141,8 +142,61 @@ def judge(args: argparse.Namespace) -> None:
             a = off[own, 0]
             print(f"{label} {value}: touch {np.median(a):.2f} / {np.quantile(a, 0.9):.2f}, right {(a <= 4).mean():.3f}")
     kept = {"off": off, "sure": sure, "tasks": tasks, "acting": acting, "true": true, "ids": [r[6] for r in rows]}
+    kept["motion"] = np.concatenate([f.motion for f in found])
     images = np.stack([r[3] for r in rows])
     np.savez(Path(args.output) / "judged.npz", **kept, sentences=[r[4] for r in rows], images=images)
+    calibration(off, sure, args.picture)
+    if args.hands:
+        ways(kept["motion"], tasks, args)
+
+
+def calibration(off: np.ndarray, sure: np.ndarray, picture: str | None) -> None:
+    """Say, and draw, how often a place was within NEAR_PX against how sure it was."""
+    edges = np.linspace(0, 1, 11)
+    points = []
+    for moment, name in enumerate(MOMENTS):
+        right = off[:, moment] <= NEAR_PX
+        bins = np.clip(np.digitize(sure[:, moment], edges) - 1, 0, 9)
+        there = [b for b in range(10) if (bins == b).any()]
+        points.append([(sure[bins == b, moment].mean(), right[bins == b].mean(), (bins == b).sum()) for b in there])
+        gap = sum(abs(said - was) * n for said, was, n in points[-1]) / len(right)
+        print(f"{name}: said against right {[tuple(round(float(v), 2) for v in p) for p in points[-1]]}, gap {gap:.3f}")
+    if picture:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots(figsize=(4, 4))
+        axes.plot([0, 1], [0, 1], color="0.7")
+        for name, own in zip(MOMENTS, points, strict=True):
+            axes.plot([p[0] for p in own], [p[1] for p in own], marker="o", label=name)
+        axes.set(xlabel="said", ylabel=f"within {NEAR_PX:.0f} px of 96", xlim=(0, 1), ylim=(0, 1))
+        axes.legend()
+        figure.tight_layout()
+        figure.savefig(picture, dpi=80)
+
+
+def ways(motion: np.ndarray, tasks: np.ndarray, args: argparse.Namespace) -> None:
+    """Say how often the clip whose own motion is nearest to the predicted one goes the same way."""
+    table, samples, _ = samples_of(args.hands, Path(args.cache))
+    clips = samples.usable(np.arange(len(table)))
+    known = samples.batch(clips, np.zeros(len(clips), np.int64))
+    own, there = known["motion"].numpy(), known["motion_known"].numpy()
+    names = np.array([table.tasks[t] for t in table.task[clips]])
+    spread = np.array([own[there[:, d] > 0, d].std() for d in range(own.shape[1])])
+    difference = (motion[:, None] - own[None]) / spread
+    distance = (difference**2 * there[None]).sum(-1) / there.sum(-1)[None]
+    nearest = names[distance.argmin(1)]
+    print(f"nearest motion of all clips: the same task {(nearest == tasks).mean():.3f}")
+    for one, other in (("_right", "_left"), ("_left", "_right"), ("open_", "close_"), ("close_", "open_"),
+                       ("turn_on_light", "turn_off_light"), ("turn_off_light", "turn_on_light")):  # fmt: skip
+        asked = np.array([one in t for t in tasks])
+        for task in np.unique(tasks[asked]):
+            opposite = task.replace(one, other)
+            pair, rows = np.isin(names, [task, opposite]), tasks == task
+            chosen = names[pair][distance[rows][:, pair].argmin(1)]
+            print(f"{task:<26} against {opposite:<26}{(chosen == task).mean():.2f}")
 
 
 if __name__ == "__main__":
@@ -161,6 +215,7 @@ if __name__ == "__main__":
     parser.add_argument("--ema", type=float, default=0.99)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--picture")
     parser.add_argument("--set", default="{}")
     arguments = parser.parse_args()
     {"train": train, "judge": judge}[arguments.what](arguments)

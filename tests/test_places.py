@@ -6,12 +6,20 @@ import numpy as np
 import pytest
 import torch
 from model_batches import human_batch, small
+from safetensors.torch import load_file
+from small_stores import human_episode, human_store, write
 
-from arvrm.interface import UserError
+from arvrm.config import from_dict, to_dict
+from arvrm.interface import PlaceBatch, UserError
+from arvrm.model.checkpoint import load_checkpoint
 from arvrm.model.config import PlacesConfig
 from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.places import MOTION_SIZE, PIXELS, PlaceNet, modes, predict_hands
 from arvrm.model.text import TextEncoder
+from arvrm.training import PretrainConfig, pretrain
+from arvrm.training.loop import Trainer
+from arvrm.training.places import place_samples, temperatures
+from arvrm.windows import EpisodeTable, HumanWindows, PlaceSamples, TextTable, WindowConfig, decode_frames
 
 SMALL_PLACES = PlacesConfig(enabled=True, size=32, channels=(8, 16, 16), depth=(1, 1), words=16)
 
@@ -51,8 +59,8 @@ def test_a_few_updates_find_the_places_of_a_few_images():
         SMALL_PLACES, occluders=0.0, colour_jitter=0.0, word_dropout=0.0, shift=0.0, scale=0.0, turn=0.0
     )
     net, batch = PlaceNet(config, small().text).train(), place_batch()
-    optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
-    for _ in range(200):
+    optimizer = torch.optim.AdamW(net.parameters(), 4e-3)
+    for _ in range(120):
         optimizer.zero_grad()
         sum(net.losses(batch).values()).backward()
         optimizer.step()
@@ -109,3 +117,120 @@ def test_predicted_hands_are_of_one_hypothesis_and_probabilities():
 def test_without_places_the_error_says_how_to_train_them():
     with pytest.raises(UserError, match="model.places.enabled"):
         predict_hands(KeypointVLM(small()), TextEncoder(), np.zeros((1, 96, 96, 3), np.uint8), ["lift it"])
+
+
+PLACES = {"enabled": True, "size": 32, "channels": [8, 16, 16], "depth": [0, 1], "words": 16}
+
+
+def configuration(root, output, **more):
+    values = {
+        "output": str(output),
+        "place_images": 8,
+        "data": {"stores": [str(root / "clips")], "validation": 0.3},
+        "model": {"width": 32, "heads": 2, "layers": 1, "latents": 1, "joint_width": 8, "places": PLACES,
+                  "vision": {"static_size": 32, "gripper_size": 32, "width": 16, "channels": [8, 8], "depth": 1}},
+        "train": {"steps": 4, "batch": 4, "warmup": 1, "log_every": 1, "validate_every": 2, "checkpoint_every": 2,
+                  "tensorboard": False, "threads": 1},
+    }  # fmt: skip
+    return from_dict(PretrainConfig, {**values, **more}, "test")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("places")
+    human_store(folder / "clips", tasks=2, per_task=4, steps=25)
+    return folder
+
+
+def test_pretraining_learns_places_beside_poses_and_leaves_them_in_the_checkpoint(root, tmp_path):
+    result = pretrain(configuration(root, tmp_path / "run"), progress=False)
+    judged = result.metrics["validation"]
+    assert np.isfinite([judged["places_touch"], judged["places_end_90"], judged["error_1"]]).all()
+    network = load_checkpoint(tmp_path / "run").model
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    hands = predict_hands(network, TextEncoder(), images, ["pull the drawer open"])
+    assert np.isfinite(hands.keypoints).all()
+    poses = pretrain(configuration(root, tmp_path / "off", model={
+        **to_dict(configuration(root, "").model), "places": {"enabled": False}}), progress=False)  # fmt: skip
+    assert {name for name in judged if name.startswith("places")} == set(judged) - set(poses.metrics["validation"])
+
+
+def test_pretraining_with_places_stopped_and_resumed_ends_with_the_same_bits(root, tmp_path):
+    pretrain(configuration(root, tmp_path / "whole"), progress=False)
+    short = configuration(root, tmp_path / "parts")
+    first = dataclasses.replace(short, train=dataclasses.replace(short.train, steps=4, checkpoint_every=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_stop_if_told", interrupted_at(2))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(first, progress=False)
+    pretrain(dataclasses.replace(first, resume=True), progress=False)
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert any(name.startswith("places.") for name in whole)
+    assert all(whole[name].equal(parts[name]) for name in whole)
+
+
+def interrupted_at(step):
+    def stop(self, run, signals):
+        if self.step == step:
+            self._checkpoint(run)
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_nothing_that_only_a_simulator_knows_changes_what_places_learn_from(tmp_path):
+    """The same clips under other names of task and scene, with another truth beside them, make the same batches."""
+    plain = [human_episode(f"c{n}", "open_drawer", f"v{n}", steps=25, seed=n) for n in range(4)]
+    other = [
+        dataclasses.replace(
+            one,
+            task="turn_on_led",
+            scene="D",
+            meta={"judge": {"touch": 3, "end": 4, "kind": "touch"}, "synthetic": True},
+        )
+        for one in plain
+    ]
+    batches = []
+    for name, episodes in (("plain", plain), ("other", other)):
+        samples = samples_of(write(tmp_path / name, episodes))
+        batches.append(samples.batch(*samples.draw(samples.usable(np.arange(4)), 0, 5, 16)))
+    assert batches[0].keys() == PlaceBatch.__annotations__.keys()
+    assert all(batches[0][name].equal(batches[1][name]) for name in batches[0])
+
+
+def samples_of(store):
+    table = EpisodeTable([store], "human", 3)
+    text, mask = TextEncoder().tokens(list(table.sentences))
+    frames = decode_frames(table, "rgb_static", 32, None)
+    return place_samples(HumanWindows(table, WindowConfig(history=1), 21, TextTable(text, mask), frames), small())
+
+
+def test_a_sample_shows_an_image_before_the_touch_and_the_hand_at_the_moments(tmp_path):
+    store = write(tmp_path / "clips", [human_episode("c", steps=31, seed=1, fps=30.0)])
+    given = samples_of(store)
+    samples = PlaceSamples(given.hands, given.frames, np.array([[16, 25]]), np.ones((1, 2)), (-15, 4))
+    episodes = np.zeros(200, np.int64)
+    _, place = samples.draw(episodes, 0, 0, 200)
+    assert place.min() == 0 and place.max() == 5  # images at 0, 3, 6, 9, 12, 15
+    assert (place == 0).sum() > (place == 5).sum()
+    batch = samples.batch(episodes[:1], np.zeros(1, np.int64))
+    keypoints = store.arrays("c", ["keypoints"])["keypoints"]
+    pixels = (batch["points"][0, :, :, :2].numpy() + 1) * 16
+    assert np.allclose(pixels, keypoints[[16, 25], :, :2], atol=1e-4)
+    ways = batch["motion"][0, :18].reshape(3, 3, 2).numpy() / 3  # pixels of 32
+    acting = keypoints[16, [4, 8], :2].mean(0)
+    assert np.allclose(ways, keypoints[[1, 20, 25]][:, [0, 4, 8], :2] - acting, atol=1e-3)
+
+
+def test_the_temperature_makes_a_heatmap_as_sure_as_it_is_right():
+    g = torch.Generator().manual_seed(0)
+    where = torch.rand(400, 1, 2, generator=g) * 1.6 - 0.8
+    known = torch.ones(400, 1, dtype=torch.bool)
+    line = (torch.arange(24) + 0.5) / 12 - 1
+    centre = where + 0.1 * torch.randn(400, 1, 2, generator=g)
+    squared = (line - centre[..., :1])[:, :, None] ** 2 + (line - centre[..., 1:])[..., None] ** 2
+    right = -squared / (2 * 0.1**2)
+    own = temperatures(right, where, known)[0]
+    assert 0.8 < own < 1.5  # a little above 1, since a point is spread over the cells about it
+    assert temperatures(4 * right, where, known)[0] / own == pytest.approx(4, rel=0.15)
+    assert temperatures(right / 4, where, known)[0] / own == pytest.approx(0.25, rel=0.15)
