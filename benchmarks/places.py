@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import math
-import pickle
 import time
 from pathlib import Path
 
@@ -36,24 +35,21 @@ from arvrm.training.places import judge_places, moments_of
 from arvrm.windows import EpisodeTable, HumanWindows, PlaceSamples, WindowConfig, decode_frames, split_episodes
 
 
-def samples_of(stores: list[str], cache: Path) -> tuple[EpisodeTable, PlaceSamples, TextEncoder]:
+def samples_of(stores: list[str], cache: str) -> tuple[EpisodeTable, PlaceSamples, TextEncoder]:
     table = EpisodeTable([EpisodeStore(path) for path in stores], "human", 3)
     frames = decode_frames(table, "rgb_static", 96, None)
     encoder = TextEncoder()
     hands = HumanWindows(table, WindowConfig(history=1), 21, text_table(table, encoder), None)
-    file = cache / ("moments-" + "-".join(Path(p).name for p in stores) + f"-{len(table)}.pkl")
-    if not file.exists():
-        file.write_bytes(pickle.dumps(moments_of(table)))
-    moments, sure = pickle.loads(file.read_bytes())
+    moments, sure = moments_of(table, cache)
     return table, PlaceSamples(hands, frames, moments, sure, MOTION_STEPS), encoder
 
 
 def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    table, samples, _ = samples_of(args.hands, Path(args.cache))
+    table, samples, _ = samples_of(args.hands, args.cache)
     config = ModelConfig(places=dataclasses.replace(PlacesConfig(enabled=True), **json.loads(args.set)))
-    vlm = KeypointVLM(config)
+    vlm = KeypointVLM(config) if args.start is None else load_checkpoint(args.start).model
     net = vlm.places
     assert net is not None
     train_rows, held = split_episodes(table, 0.05, 0)
@@ -65,7 +61,10 @@ def train(args: argparse.Namespace) -> None:
     net.train()
     began, cpu, sums = time.time(), time.process_time(), {}
     for step in range(args.steps):
-        rate = args.rate * min(1, (step + 1) / 30) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps))
+        done = max(step / args.steps, (time.time() - began) / (60 * args.minutes))
+        if done >= 1:
+            break
+        rate = args.rate * min(1, (step + 1) / 30) * (0.5 + 0.5 * math.cos(math.pi * done))
         for group in optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(args.seed * 100003 + step)
@@ -179,7 +178,7 @@ def calibration(off: np.ndarray, sure: np.ndarray, picture: str | None) -> None:
 
 def ways(motion: np.ndarray, tasks: np.ndarray, args: argparse.Namespace) -> None:
     """Say how often the clip whose own motion is nearest to the predicted one goes the same way."""
-    table, samples, _ = samples_of(args.hands, Path(args.cache))
+    table, samples, _ = samples_of(args.hands, args.cache)
     clips = samples.usable(np.arange(len(table)))
     known = samples.batch(clips, np.zeros(len(clips), np.int64))
     own, there = known["motion"].numpy(), known["motion_known"].numpy()
@@ -208,11 +207,13 @@ if __name__ == "__main__":
     parser.add_argument("--scenes", nargs="+", default=["D"])
     parser.add_argument("--own", action="store_true", help="ask with the episodes' own sentences")
     parser.add_argument("--cache", default="/tmp")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop then; the learning rate follows")
+    parser.add_argument("--start", help="go on from this checkpoint")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--decay", type=float, default=0.02)
-    parser.add_argument("--ema", type=float, default=0.99)
+    parser.add_argument("--ema", type=float, default=0.995)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--picture")

@@ -14,7 +14,7 @@ from arvrm.interface import PlaceBatch, UserError
 from arvrm.model.checkpoint import load_checkpoint
 from arvrm.model.config import PlacesConfig
 from arvrm.model.keypoint_vlm import KeypointVLM
-from arvrm.model.places import MOTION_SIZE, PIXELS, PlaceNet, modes, predict_hands
+from arvrm.model.places import MOTION_SIZE, PIXELS, PlaceNet, modes, predict_hands, said_otherwise
 from arvrm.model.text import TextEncoder
 from arvrm.training import PretrainConfig, pretrain
 from arvrm.training.loop import Trainer
@@ -58,9 +58,9 @@ def test_a_few_updates_find_the_places_of_a_few_images():
     config = dataclasses.replace(
         SMALL_PLACES, occluders=0.0, colour_jitter=0.0, word_dropout=0.0, shift=0.0, scale=0.0, turn=0.0
     )
-    net, batch = PlaceNet(config, small().text).train(), place_batch()
+    net, batch = PlaceNet(config, small().text).train(), place_batch(4)
     optimizer = torch.optim.AdamW(net.parameters(), 4e-3)
-    for _ in range(120):
+    for _ in range(80):
         optimizer.zero_grad()
         sum(net.losses(batch).values()).backward()
         optimizer.step()
@@ -90,6 +90,17 @@ def test_what_moves_an_image_moves_its_places_and_ways():
     assert torch.allclose(
         (way @ (points[:, 1] - points[:, 0])[..., None])[..., 0], moved[:, 1] - moved[:, 0], atol=1e-5
     )
+
+
+def test_stray_words_come_between_and_the_others_keep_their_order():
+    text = torch.arange(1.0, 7.0).repeat(64, 1)[..., None].repeat(1, 1, 3)
+    mask = torch.arange(6)[None].repeat(64, 1) < 5
+    config = dataclasses.replace(SMALL_PLACES, word_dropout=0.0, stray_words=3)
+    torch.manual_seed(0)
+    out, kept = said_otherwise(text, mask, config)
+    known = kept & ((out == out.round()).all(-1) & (out >= 1).all(-1))
+    assert all(torch.equal(row[there][:, 0], torch.arange(1.0, 6.0)) for row, there in zip(out, known, strict=True))
+    assert 0.35 < (kept.sum(1) - 5).float().mean() / 3 < 0.65
 
 
 def test_the_likeliest_place_is_where_most_probability_lies_and_the_next_is_elsewhere():
@@ -202,7 +213,7 @@ def samples_of(store):
     table = EpisodeTable([store], "human", 3)
     text, mask = TextEncoder().tokens(list(table.sentences))
     frames = decode_frames(table, "rgb_static", 32, None)
-    return place_samples(HumanWindows(table, WindowConfig(history=1), 21, TextTable(text, mask), frames), small())
+    return place_samples(HumanWindows(table, WindowConfig(history=1), 21, TextTable(text, mask), frames))
 
 
 def test_a_sample_shows_an_image_before_the_touch_and_the_hand_at_the_moments(tmp_path):

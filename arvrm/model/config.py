@@ -119,6 +119,7 @@ class PlacesConfig:
             1 / 1.2 to 1.2) and turn (degrees).
         occluders: in training, the share of images over which a limb of random shape and colour is laid.
         word_dropout: in training, the share of words that are left out.
+        stray_words: in training, at most so many tokens without meaning are put between the words.
     """
 
     enabled: bool = False
@@ -132,6 +133,7 @@ class PlacesConfig:
     turn: float = bounded(5.0, least=0, most=180)
     occluders: float = bounded(0.5, least=0, most=1)
     word_dropout: float = bounded(0.1, least=0, most=0.9)
+    stray_words: int = bounded(2, least=0, most=16)
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -171,11 +171,9 @@ class PlaceNet(nn.Module):
         return torch.cat([points, own[..., 2:]], -1)
 
     def language(self, text: Tensor, mask: Tensor) -> Tensor:
-        """Return the language token; in training some words are left out."""
-        if self.training and self.config.word_dropout > 0:
-            kept = draw_rows(lambda n, g: torch.rand(n, mask.shape[1], generator=g, device=mask.device), len(mask))
-            thinned = mask & (kept >= self.config.word_dropout)
-            mask = torch.where(thinned.any(1, keepdim=True), thinned, mask)
+        """Return the language token; in training some words are left out, and some that mean nothing put between."""
+        if self.training:
+            text, mask = said_otherwise(text, mask, self.config)
         return self.text(text, mask)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -253,6 +251,33 @@ def twice_angle(line: Tensor) -> Tensor:
     """(..., 2): cosine and sine of twice the angle of lines (..., 2); zeros where there is none."""
     u, v = line.unbind(-1)
     return torch.stack([u * u - v * v, 2 * u * v], -1) / (u * u + v * v).clamp(min=1e-8)[..., None]
+
+
+def said_otherwise(text: Tensor, mask: Tensor, config: PlacesConfig) -> tuple[Tensor, Tensor]:
+    """Leave some words out, and put tokens between that no sentence has, so that unknown words confuse less.
+
+    Args:
+        text: (B, L, E); mask: (B, L).
+
+    Returns: (B, L + stray_words, E) and its mask.
+    """
+    batch, length, width = text.shape
+    more = config.stray_words
+    drawn = draw_rows(lambda n, g: torch.rand(n, length + 2 * more, generator=g, device=text.device), batch)
+    thinned = mask & (drawn[:, :length] >= config.word_dropout)
+    mask = torch.where(thinned.any(1, keepdim=True), thinned, mask)
+    if not more:
+        return text, mask
+    noise = draw_rows(lambda n, g: torch.randn(n, more, width, generator=g, device=text.device), batch)
+    # Spread about the sentence's middle as its words are.
+    count = mask.sum(1)[:, None, None]
+    middle = (text * mask[..., None]).sum(1, keepdim=True) / count
+    apart = ((text - middle).square() * mask[..., None]).sum((1, 2), keepdim=True) / (count * width)
+    stray = middle + apart.sqrt() * noise
+    place, there = drawn[:, length : length + more] * mask.sum(1, keepdim=True), drawn[:, length + more :] < 0.5
+    order = torch.cat([torch.arange(length, device=text.device).expand(batch, -1).float(), place], 1).argsort(1)
+    text = torch.cat([text, stray], 1).gather(1, order[..., None].expand(-1, -1, width))
+    return text, torch.cat([mask, there], 1).gather(1, order)
 
 
 def modes(heat: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from arvrm.interface import PlaceBatch, UserError
-from arvrm.model.config import ModelConfig
 from arvrm.model.heatmaps import splat_cross_entropy
 from arvrm.model.places import INDEX, MOMENTS, MOTION_STEPS, NEAR_PX, PIXELS, THUMB, PlaceNet
-from arvrm.moments import episode_moments
+from arvrm.moments import moments_of_store
 from arvrm.training.loop import to_device
-from arvrm.windows import EpisodeTable, HumanWindows, PlaceSamples, in_batches
+from arvrm.windows import EpisodeTable, HumanWindows, PlaceSamples, in_batches, store_fingerprint
 
 _TEMPERATURES = torch.logspace(-1, 1, 41)
 
 
-def moments_of(table: EpisodeTable) -> tuple[np.ndarray, np.ndarray]:
-    """Return the steps (E, 2) of the touch and end of every episode, and how sure each is (E, 2), 0 to 1."""
+def moments_of(table: EpisodeTable, cache: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps (E, 2) of the touch and end of every episode, and how sure each is (E, 2), 0 to 1.
+
+    Args:
+        cache: folder that keeps them, shared by runs; None: they are found anew.
+    """
     steps, sure = np.zeros((len(table), 2), np.int64), np.zeros((len(table), 2), np.float32)
+    found = [
+        moments_of_store(store, cache and Path(cache) / f"moments-{store_fingerprint(store)[:32]}.json")
+        for store in table.stores
+    ]
     for episode, (identity, number) in enumerate(zip(table.ids, table.store, strict=True)):
-        found = episode_moments(table.stores[number], identity)
-        steps[episode] = found.touch, found.end
-        sure[episode] = found.touch_confidence, found.end_confidence
+        one = found[number][identity]
+        steps[episode] = one.touch, one.end
+        sure[episode] = one.touch_confidence, one.end_confidence
     return steps, sure
 
 
-def place_samples(windows: HumanWindows, config: ModelConfig) -> PlaceSamples:
+def place_samples(windows: HumanWindows, cache: str | None = None) -> PlaceSamples:
     """Return the samples of the clips of `windows`.
 
     Raises:
@@ -38,7 +47,7 @@ def place_samples(windows: HumanWindows, config: ModelConfig) -> PlaceSamples:
     hands = windows
     if windows.joints != 21:
         hands = HumanWindows(windows.table, windows.config, 21, windows.text, None, windows.keypoints is not None)
-    moments, sure = moments_of(windows.table)
+    moments, sure = moments_of(windows.table, cache)
     if not (sure[:, 0] > 0).any():
         raise UserError("places: in no clip a touch was found; look at some with `arvrm moments`")
     return PlaceSamples(hands, windows.frames, moments, sure, MOTION_STEPS)

@@ -70,7 +70,7 @@ def _train(config: PretrainConfig, table: EpisodeTable, progress: bool) -> Train
     def anchors_of(step: int, micro_batch: MicroBatch) -> np.ndarray:
         return sampler.draw(step, config.train.batch)[micro_batch.rows(config.train.batch)]
 
-    places = place_samples(windows, config.model) if model.places is not None else None
+    places = place_samples(windows, config.data.cache) if model.places is not None else None
     if places is not None and not len(places.usable(train)):
         raise UserError("places: no training clip's touch was found; look at some with `arvrm moments`")
 
