@@ -46,9 +46,7 @@ def config(size: str, fwd_pred: bool = True) -> ModelConfig:
         resampler_layers=3 if paper else 1,
         resampler_head_width=128 if paper else 32,
         fwd_pred=fwd_pred,
-        published=PublishedConfig(
-            text_pooling="attention", positions=1024, image_decoder_heads=16 if paper else 3
-        ),
+        published=PublishedConfig(text_pooling="attention", positions=1024, image_decoder_heads=16 if paper else 3),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from arvrm import plugins
+from arvrm.clusters import Engine
 from arvrm.config import bounded, check_bounds
 from arvrm.interface import BLOCKS, SCENES, UserError
 from arvrm.remote.links import is_address
@@ -16,7 +17,17 @@ from arvrm.sim.scene import Lighting
 
 OFFICIAL_CHAINS = 1000
 POLICIES = ("checkpoint", "expert", "random")
-NOT_COMPARED = ("workers", "output", "resume", "overwrite", "film_successes", "film_failures", "threads", "device")
+NOT_COMPARED = (
+    "workers",
+    "output",
+    "resume",
+    "overwrite",
+    "film_successes",
+    "film_failures",
+    "threads",
+    "device",
+    "engine",
+)
 """Fields that cannot change a chain's outcome: a run may be resumed with others."""
 SWITCHES = ("camera_shift", "lighting", "block_colours")
 """Robustness switches: what may differ from the scene as it is; the renderer is another."""
@@ -62,6 +73,8 @@ class EvaluateConfig:
         max_steps: control steps per instruction (30 a second).
         workers: simulators side by side, of each process; they change nothing but the time. More than cores is best:
             some simulate while others wait for their plans.
+        engine: where the simulators are: local processes, or those of a Ray cluster (docs/performance.md); the policy
+            plans in this process.
         batch: requests that the policy plans for at once. It changes the last bits of actions, and so single outcomes.
         threads: torch threads that plan.
         film_successes, film_failures: how many of the best and worst early chains to keep as films.
@@ -96,6 +109,7 @@ class EvaluateConfig:
     max_steps: int = bounded(360, least=1, most=10**7)
     seed: int = bounded(0, least=0)
     workers: int = bounded(6, least=1, most=1024)
+    engine: Engine = "local"
     device: str = "cpu"
     batch: int = bounded(4, least=1, most=10**4)
     threads: int = bounded(1, least=1, most=1024)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from arvrm import processes
+from arvrm.clusters import Cluster
 from arvrm.evaluation.config import EvaluateConfig
 from arvrm.evaluation.filming import filmed
 from arvrm.evaluation.planner import Planner
@@ -77,6 +78,7 @@ class Parent:
         self.world: dict[str, Any] = {}
         self.left_out: list[int] = []
         self._lost: set[int] = set()
+        self.cluster: Cluster | None = None
 
     def report(self) -> dict[str, Any]:
         """Return what the first process must know of this one's part, for its `add`."""
@@ -90,9 +92,10 @@ class Parent:
     def roll_out(self) -> None:
         """Roll out everything in the queue."""
         workers: list[Worker] = []
+        self.cluster = Cluster() if self.config.engine == "ray" else None
         try:
             for _ in range(self.simulators):
-                workers.append(Worker(self.make_world, self.config, self.spec))
+                workers.append(self._worker())
             asking: list[tuple[Worker, PlanRequest]] = []
             while workers:
                 for worker in self._ready(workers, asking):
@@ -104,6 +107,11 @@ class Parent:
         finally:
             for worker in workers:
                 worker.stop()
+            if self.cluster is not None:
+                self.cluster.close()
+
+    def _worker(self) -> Worker:
+        return Worker(self.make_world, self.config, self.spec, self.cluster)
 
     def _ready(self, workers: list[Worker], asking: list[tuple[Worker, PlanRequest]]) -> list[Worker]:
         """Wait for a message of a worker that is not waiting itself; return those that have one."""
@@ -167,7 +175,7 @@ class Parent:
             name = signal.Signals(-code).name
             print(f"chain {job.index} left out: its simulator was ended by {name} twice", file=sys.stderr)
         self.planner.ended(job.index)
-        return [Worker(self.make_world, self.config, self.spec)] if self.queue else []
+        return [self._worker()] if self.queue else []
 
     def _answer(self, asking: list[tuple[Worker, PlanRequest]]) -> None:
         asking.sort(key=lambda pair: pair[1].rollout)

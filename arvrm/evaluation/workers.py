@@ -16,6 +16,7 @@ from types import FrameType
 import numpy as np
 
 from arvrm import robots
+from arvrm.clusters import Cluster
 from arvrm.evaluation.config import EvaluateConfig
 from arvrm.evaluation.rollout import PolicyCrash, Rollout, check_robots
 from arvrm.files import remove_process_folder
@@ -117,18 +118,23 @@ def one_line(error: BaseException, plain: bool = False) -> str:
 
 
 class Worker:
-    """The parent's end of one worker process.
+    """The parent's end of one worker process, here or on a node of a cluster.
 
     Attributes:
         job: the chain it rolls out; completed, steps: how far it has come, by its own word.
     """
 
-    def __init__(self, make_world: WorldFactory, config: EvaluateConfig, spec: PolicySpec):
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, make_world, config, spec), daemon=True)
-        self.process.start()
-        theirs.close()
+    def __init__(
+        self, make_world: WorldFactory, config: EvaluateConfig, spec: PolicySpec, cluster: Cluster | None = None
+    ):
+        if cluster is not None:
+            self.connection, self.process = cluster.start(work, (make_world, config, spec))
+        else:
+            context = multiprocessing.get_context("spawn")
+            self.connection, theirs = context.Pipe()
+            self.process = context.Process(target=work, args=(theirs, make_world, config, spec), daemon=True)
+            self.process.start()
+            theirs.close()
         self.job: Job | None = None
         self.completed: int = 0
         self.steps: tuple[int, ...] = ()

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from arvrm import plugins
+from arvrm import clusters, plugins
+from arvrm.clusters import Engine
 from arvrm.config import bounded, check_bounds
 from arvrm.episodes import JPEG_QUALITY, EncodedEpisode, EpisodeStore, EpisodeWriter
 from arvrm.files import locked, replacing, reporting, write_json
@@ -69,6 +70,7 @@ class ConvertHumanConfig:
         shard: "i/n", i from 1: convert the i-th of n parts only; `arvrm merge` joins them.
         jpeg_quality: 1 to 100.
         workers: processes; 0: one per core; 1: none but this.
+        engine: local processes, or a Ray cluster (docs/human_videos.md), where `workers` are clips at a time.
         resume, overwrite: continue or replace a store that exists.
     """
 
@@ -98,6 +100,7 @@ class ConvertHumanConfig:
     shard: str | None = None
     jpeg_quality: int = bounded(JPEG_QUALITY, least=1, most=100)
     workers: int = bounded(0, least=0, most=1024)
+    engine: Engine = "local"
     resume: bool = False
     overwrite: bool = False
 
@@ -277,6 +280,9 @@ def _work(segment: Segment) -> Outcome:
 
 def _outcomes(segments: list[Segment], config: ConvertHumanConfig) -> Iterator[tuple[Segment, Outcome]]:
     """Convert in order. A clip that kills its worker, as broken videos can, is left out and the rest goes on."""
+    if config.engine == "ray":
+        yield from _on_cluster(segments, config)
+        return
     workers = config.workers or os.cpu_count() or 1
     if workers == 1:
         with ThreadPoolExecutor(1) as pool:
@@ -301,6 +307,22 @@ def _outcomes(segments: list[Segment], config: ConvertHumanConfig) -> Iterator[t
                 except BrokenProcessPool:
                     outcome = Outcome(error=f"{name_of(segment)} killed the process that worked on it")
             yield segment, outcome
+
+
+def _on_cluster(segments: list[Segment], config: ConvertHumanConfig) -> Iterator[tuple[Segment, Outcome]]:
+    done, workers = 0, config.workers or clusters.cores()
+    while done < len(segments):
+        try:
+            pool = clusters.TaskPool(Converter, config)
+            for segment, outcome in in_order(
+                segments[done:], pool, Converter, lambda _: 1, 3 * workers, "convert human", " clips"
+            ):
+                done += 1
+                yield segment, outcome
+        except BrokenProcessPool:  # of this very clip: Ray tried it on other workers
+            segment = segments[done]
+            done += 1
+            yield segment, Outcome(error=f"{name_of(segment)} killed the process that worked on it")
 
 
 def _pool(workers: int, config: ConvertHumanConfig) -> Executor:

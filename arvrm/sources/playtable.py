@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -29,7 +29,8 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from arvrm import instructions
+from arvrm import clusters, instructions
+from arvrm.clusters import Engine
 from arvrm.config import bounded, check_bounds, to_dict
 from arvrm.episodes import JPEG_QUALITY, EpisodeStore, EpisodeWriter
 from arvrm.interface import SCENES, TASKS, UserError
@@ -40,7 +41,7 @@ SYNTHETIC = {
     "human": "An animated hand that follows the scripted experts, in simulation; no human was filmed. Keypoints and "
     "their visibility are the animation's own.",
 }
-_NOT_CONTENT = ("output", "workers", "resume", "overwrite")
+_NOT_CONTENT = ("output", "workers", "engine", "resume", "overwrite")
 _UNIT = 20
 """Most episodes of a unit: enough that most states admit one of those left, and that a killed run loses little."""
 
@@ -57,6 +58,7 @@ class GenerateConfig:
         episodes: how many to store. Only successes are stored.
         seed: same seed, same bytes. Human and robot episodes of one seed share nothing.
         workers: processes; 0: one a core. They change nothing but the time.
+        engine: local processes, or a Ray cluster (docs/performance.md), where `workers` are units at a time.
         static_size, gripper_size: pixels of the square images.
         image_stride: an image every so many steps, the first step included.
         noise: the highest level of action noise (see sim.experts.Expert); each episode draws its own from 0 to it.
@@ -78,6 +80,7 @@ class GenerateConfig:
     episodes: int = bounded(100, least=1, most=10**7)
     seed: int = bounded(0, least=0)
     workers: int = bounded(0, least=0, most=1024)
+    engine: Engine = "local"
     static_size: int = bounded(96, least=16, most=4096)
     gripper_size: int = bounded(64, least=16, most=4096)
     image_stride: int = bounded(3, least=1, most=10**6)
@@ -212,7 +215,12 @@ def _resolved(config: GenerateConfig) -> GenerateConfig:
         root = str(resolve_calvin_root(root))
     if which != "own" and not root:
         raise UserError(f"generate.instructions: {which!r} needs CALVIN; set CALVIN_ROOT or use instructions=own")
-    return dataclasses.replace(config, instructions=which, calvin_root=root, workers=config.workers or _cores())
+    return dataclasses.replace(
+        config,
+        instructions=which,
+        calvin_root=root,
+        workers=config.workers or (_cores() if config.engine == "local" else 0),
+    )
 
 
 def _cores() -> int:
@@ -224,6 +232,9 @@ _recorder: Recorder | None = None
 
 def _outcomes(config: GenerateConfig, units: Sequence[Unit]) -> Iterator[UnitResult]:
     """Yield the outcome of each unit, in order, a few units ahead at a time."""
+    if config.engine == "ray":
+        yield from _on_cluster(config, units)
+        return
     workers = min(config.workers, len(units))
     if workers <= 1:
         with contextlib.closing(Recorder(config)) as recorder:
@@ -246,6 +257,26 @@ def _outcomes(config: GenerateConfig, units: Sequence[Unit]) -> Iterator[UnitRes
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _on_cluster(config: GenerateConfig, units: Sequence[Unit]) -> Iterator[UnitResult]:
+    pool, waiting = clusters.TaskPool(_recording, config), deque[Future]()
+    ahead = 3 * (config.workers or clusters.cores())
+    try:
+        for unit in units:
+            waiting.append(pool.submit(None, unit))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError(f"{config.output}: a unit's worker {error}; look at the nodes, and --resume") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _recording(config: GenerateConfig) -> Callable[[Unit], UnitResult]:
+    return Recorder(config).record
 
 
 def _begin_worker(config: GenerateConfig, stop: Any, parent: int) -> None:
