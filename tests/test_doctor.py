@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
+from test_remote import FILE
 
 from arvrm import cli
 from arvrm.doctor import DoctorConfig, as_page, examine, reference
@@ -277,6 +279,43 @@ def test_page_is_one_page_and_the_exit_code_says_whether_all_is_well(store, tmp_
     told = json.loads(ran.stdout)
     (wrong,) = [finding for finding in told["findings"] if finding["status"] == "wrong"]
     assert told["wrong"] == 1 and wrong["about"] == "gripper" and "reversed" in wrong["text"]
+
+
+def test_policy_behind_a_socket_is_tested_by_its_conventions_file(store, tmp_path):
+    """A server whose gripper is the reverse of what its file says."""
+    from websockets.sync.server import serve
+
+    from arvrm.remote import packed, unpacked
+
+    known = {}
+    opened = EpisodeStore(store)
+    for id in opened.ids:
+        arrays = opened.arrays(id, ("robot_obs", "actions"))
+        for step, robot_obs in enumerate(arrays["robot_obs"]):
+            rows = np.minimum(step + np.arange(3), len(arrays["actions"]) - 1)
+            known[robot_obs[:3].astype(np.float32).tobytes()] = arrays["actions"][rows] * np.array([1] * 6 + [-1], "f4")
+
+    def answer(socket):
+        socket.send(packed({}))
+        for message in socket:
+            place = np.asarray(unpacked(message)["observation/state"], np.float32)[:3].tobytes()
+            socket.send(packed({"actions": known[place]}))
+
+    file = FILE | {"state": {"observation/state": ["position"]}, "steps_per_answer": 3}
+    (tmp_path / "theirs.json").write_text(json.dumps(file))
+    server = serve(answer, "127.0.0.1", 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+    line = ["sim", "doctor", "--no-machine", "--store", str(store), "--policy", address, "--episodes", "2", "--json"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "arvrm", *line, "--conventions", str(tmp_path / "theirs.json")],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    server.shutdown()
+    assert ran.returncode == 1, ran.stderr
+    said = {finding["about"]: finding for finding in json.loads(ran.stdout)["findings"] if finding["part"] == "policy"}
+    assert said["position"]["status"] == said["rotation"]["status"] == "good", said
+    assert said["gripper"]["status"] == "wrong" and "reversed" in said["gripper"]["text"]
 
 
 def test_page_counts_what_was_not_looked_at(store):

@@ -93,6 +93,8 @@ def doctor(config: DoctorConfig) -> int:
             policy=config.policy or "checkpoint",
             checkpoint=config.checkpoint,
             index=config.index,
+            conventions=config.conventions,
+            answer_seconds=config.answer_seconds,
             execute_steps=config.execute_steps,
             device=config.device,
         )

@@ -25,6 +25,8 @@ class DoctorConfig:
         store: episode store of CALVIN's robot, whose demonstrations are replayed through the policy.
         policy: checkpoint, or whatever else `evaluate --policy` takes and plans.
         checkpoint: folder of the learnt policy. index: retrieval index, if the policy retrieves at rollout.
+        conventions: what a policy's server wants and answers: a JSON file, or a name that arvrm knows (docs/remote.md).
+        answer_seconds: that a server may take to answer.
         execute_steps: actions of a chunk executed before planning again; null: the policy's own.
         device: cpu or cuda, where the policy plans.
         episodes: demonstrations to replay at most, spread over the store.
@@ -39,6 +41,8 @@ class DoctorConfig:
     policy: str | None = None
     checkpoint: str | None = None
     index: str | None = None
+    conventions: str | None = None
+    answer_seconds: float = bounded(60.0, above=0, most=86400)
     execute_steps: int | None = bounded(None, least=1, most=10**4)
     device: str = "cpu"
     episodes: int = bounded(12, least=1, most=10**4)

@@ -11,7 +11,7 @@ from arvrm.doctor.conventions import Answers, compare
 from arvrm.doctor.demonstrations import Demonstration, examine_sizes
 from arvrm.doctor.findings import Finding
 from arvrm.evaluation import checked_chunk
-from arvrm.interface import Observation, PlanRequest, Policy, PolicySpec, UserError
+from arvrm.interface import Observation, PlanFailed, PlanRequest, Policy, PolicySpec, UserError
 from arvrm.robots import CALVIN
 
 Alter = Callable[[PlanRequest], PlanRequest]
@@ -175,6 +175,8 @@ def ask(
     parts = [part for i in sorted(rows) for part in rows[i]]
     if parts:
         found.given, found.wanted, found.pose = (np.concatenate(column) for column in zip(*parts, strict=True))
+    for i in rows if hasattr(policy, "ended") else ():
+        policy.ended(10_000 * number + i)  # a server's connections are let go
     for i, asked in rows.items():
         found.errors[i] = sum(float(np.square(given - wanted)[:, :6].sum()) for given, wanted, _ in asked)
     return found
@@ -192,7 +194,9 @@ def _planned(policy: Policy, requests: list[PlanRequest], found: Asked) -> list[
         chunks = policy.plan(requests)
         if len(chunks) != len(requests):
             raise ValueError(f"{len(chunks)} chunks for {len(requests)} requests")
-        return [np.asarray(chunk) for chunk in chunks]
+        failed = [chunk for chunk in chunks if isinstance(chunk, PlanFailed)]
+        found.crashes += [str(failure)[:200] for failure in failed]
+        return [None if isinstance(chunk, PlanFailed) else np.asarray(chunk) for chunk in chunks]
     except Exception as error:
         if len(requests) > 1:
             return [_planned(policy, [request], found)[0] for request in requests]

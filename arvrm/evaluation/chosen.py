@@ -88,7 +88,9 @@ def _remote_policy(config: EvaluateConfig, found: Found) -> Callable[[], Policy]
 
 
 def named_policy(config: EvaluateConfig) -> Callable[[], Policy]:
-    """Return what makes the policy that `config.policy` names as package.module:factory."""
+    """Return what makes the policy that `config.policy` names as package.module:factory, or by a server's address."""
+    if is_address(config.policy):
+        return _remote_policy(config, ask_who(config.policy, config.conventions, config.answer_seconds))
     factory = _callable(config.policy, "--policy")
 
     def make() -> Policy:
