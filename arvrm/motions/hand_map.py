@@ -99,7 +99,7 @@ def fit_map(
     keypoints, tcp = np.asarray(keypoints, np.float64), np.asarray(tcp, np.float64)
     rng = np.random.default_rng(seed)
     logits = 0.01 * rng.standard_normal((POSITION, len(KEYPOINTS)))
-    weights = np.clip(np.asarray(confidence, np.float64), 0.05, 1.0)
+    weights = np.clip(np.asarray(confidence, np.float64), 0.01, 1.0)
     fitted = camera
     for _ in range(_ROUNDS if camera is None else 1):
         if camera is None:

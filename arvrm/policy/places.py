@@ -25,6 +25,8 @@ _RANK = 0.7
 """How much likelier (as a logarithm) a place must be for the next motion there to come before the best elsewhere."""
 _OWN_M = 0.04
 """The prediction for a motion's own image is believed wrong where it is off by more."""
+_ALIKE, _SEVERAL, _AGREE_M = 0.75, 3, 0.045
+"""Motions with words so alike, so many, that agree so well, tell together how far off the prediction is."""
 _SURE_END, _OTHER_WAY_M = 0.5, 0.05
 """Where the end is seen so confidently, and so far from where the motion as it was would end, it leads there."""
 
@@ -85,9 +87,7 @@ class PlaceSeer:
         tcp = np.array([one.path.tcp_touch for one in self.motions])
         self._heights = tcp[:, 2]
         own = np.array([one.hand[0] for one in self.motions])
-        self._offset = tcp[:, :3] - self.map.place(own, self._heights)
-        wrong = np.linalg.norm(self._offset, axis=1) > _OWN_M
-        self._offset[wrong] = 0.0
+        self._offset = common_offsets(self.retriever.words, tcp[:, :3] - self.map.place(own, self._heights))
         self._end_heights = np.array([one.path.tcp_end[2] for one in self.motions])
         self._goes = np.array([one.path.tcp_end[:3] - one.path.tcp_touch[:3] for one in self.motions])
         self._own_goes = self._seen_to_go(np.array([one.hand for one in self.motions]))
@@ -178,6 +178,28 @@ class PlaceSeer:
         other = here - self._own_goes
         changed = self._end_told & (np.linalg.norm(other[:, :2], axis=1) > _OTHER_WAY_M)
         return np.where(changed[:, None], self._goes + other, 0.0)
+
+
+def common_offsets(words: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """How far (n, 3, m) each motion acts from where the hand is predicted for its own image.
+
+    Hands and robots may have been given another moment for the touch. Where motions of like words agree on how far that
+    is, it is their median; else a motion's own, unless that is so far that the prediction must be wrong.
+
+    Args:
+        words: (n, E) of unit length.
+        offsets: (n, 3) of each motion by itself, m.
+    """
+    found = np.zeros_like(offsets)
+    for row, own in enumerate(offsets):
+        alike = offsets[words @ words[row] >= _ALIKE]
+        middle = np.median(alike, 0)
+        spread = float(np.median(np.linalg.norm(alike - middle, axis=1)))
+        if len(alike) >= _SEVERAL and spread <= _AGREE_M:
+            found[row] = middle
+        elif np.linalg.norm(own) <= _OWN_M:
+            found[row] = own
+    return found
 
 
 def half_turn(angle: np.ndarray) -> np.ndarray:

@@ -31,6 +31,9 @@ from arvrm.windows import EpisodeTable, store_fingerprint
 if TYPE_CHECKING:
     from arvrm.training.finetuning import FinetuneConfig
 
+_END_COUNTS = 0.2
+"""How much the end of a motion counts in fitting m, against its touch."""
+
 
 @dataclass(frozen=True)
 class AnalogyFitConfig:
@@ -69,7 +72,8 @@ def fit_analogy(config: FinetuneConfig, table: EpisodeTable, robot: Robot, progr
     motions = read_motions(net, table, episodes, progress, config.data.cache)
     tcp = np.concatenate([[one.path.tcp_touch, one.path.tcp_end] for one in motions])
     hands = np.concatenate([one.hand for one in motions])
-    confidence = np.concatenate([one.confidence for one in motions])
+    # When something is done is less clear than when it is touched.
+    confidence = np.concatenate([np.square(one.confidence) * (1.0, _END_COUNTS) for one in motions])
     turn = np.concatenate([[one.turn, np.zeros(2)] for one in motions])
     fitted = fit_map(hands, tcp, confidence, turn, given, settings.seed)
     net.keep(dataclasses.asdict(fitted))
