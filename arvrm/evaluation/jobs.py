@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from arvrm.evaluation.config import OFFICIAL_CHAINS, EvaluateConfig
 from arvrm.interface import TASKS, Job, UserError
-
-if TYPE_CHECKING:
-    from arvrm.sim.chains import Chain
+from arvrm.sim.chains import Chain, generate_chains, load_chains, official_chains
 
 Say = Callable[[str, np.random.Generator], str]
 
@@ -82,8 +78,6 @@ def check_tasks(names: tuple[str, ...], known: Sequence[str] = TASKS) -> tuple[s
 
 
 def _chains(config: EvaluateConfig, tasks: tuple[str, ...]) -> list[Chain]:
-    from arvrm.sim.chains import generate_chains, load_chains
-
     if config.chain_file:
         chains = load_chains(config.chain_file)
         for index, chain in enumerate(chains):
@@ -100,17 +94,6 @@ def _single(config: EvaluateConfig, tasks: tuple[str, ...]) -> list[tuple[tuple[
 
     chains = official_chains()
     return [((task,), start) for task in tasks for start in prepared_starts(chains, task, config.starts, config.seed)]
-
-
-def official_chains() -> list[Chain]:
-    """Return what `generate_chains(1000)` does, which takes some seconds, from a file that it made."""
-    from arvrm.sim.chains import Chain
-
-    stored = json.loads(resources.files("arvrm").joinpath("resources/official_chains.json").read_text())
-    return [
-        Chain(dict(zip(stored["keys"], state, strict=True)), tuple(TASKS[number] for number in tasks))
-        for state, tasks in stored["chains"]
-    ]
 
 
 def sentences(config: EvaluateConfig, tasks: Collection[str] | None = None, known_tasks: Sequence[str] = TASKS) -> Say:

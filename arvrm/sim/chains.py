@@ -12,9 +12,10 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,15 @@ def _generate(number: int, tasks: tuple[str, ...], length: int) -> tuple[Chain, 
     return tuple(chains)
 
 
+def official_chains() -> list[Chain]:
+    """Return what `generate_chains(1000)` does, which takes some seconds, from a file that it made."""
+    stored = json.loads(resources.files("arvrm").joinpath("resources/official_chains.json").read_text())
+    return [
+        Chain(dict(zip(stored["keys"], state, strict=True)), tuple(TASKS[number] for number in tasks))
+        for state, tasks in stored["chains"]
+    ]
+
+
 def chain_start(chain: Chain, scene: SceneDescription | Any) -> tuple[np.ndarray, np.ndarray]:
     """Return robot_obs (15,) and scene_obs (24,) at which a chain starts; give both to `PlayTableEnv.reset`.
 
@@ -144,18 +154,35 @@ def chain_start(chain: Chain, scene: SceneDescription | Any) -> tuple[np.ndarray
         return ROBOT_START.copy(), np.array(chain.scene_obs, dtype=np.float64)
     state = chain.initial_state
     _check_places(state, "chain")
-    official = description.assets == "official" and description.name == "D"
+    if description.assets == "official" and description.name == "D":
+        return official_start(state, description.block_order)
     fixtures = description.fixtures
-    ranges = (
-        (_SLIDER_OPEN, _DRAWER_OPEN, _SWITCH_ON)
-        if official
-        else (fixtures.slider_range, fixtures.drawer_range, fixtures.switch_range)
-    )
+    ranges = (fixtures.slider_range, fixtures.drawer_range, fixtures.switch_range)
 
     def spot(surface: str, place: tuple) -> np.ndarray:
-        return np.array(place) if official else _transfer(place, _SURFACES_D[surface], description.surfaces[surface])
+        return _transfer(place, _SURFACES_D[surface], description.surfaces[surface])
 
-    rng = np.random.RandomState(state_seed(state))
+    return ROBOT_START.copy(), _start(state, state_seed(state), description.block_order, ranges, spot)
+
+
+def official_start(state: State, order: Sequence[str] = ("red", "blue", "pink")) -> tuple[np.ndarray, np.ndarray]:
+    """Return robot_obs (15,) and scene_obs (24,) at which CALVIN starts a symbolic state in its scene D.
+
+    As in CALVIN, blocks are drawn by a hash of the state's values as they print, in the order of its keys.
+    """
+    ranges = (_SLIDER_OPEN, _DRAWER_OPEN, _SWITCH_ON)
+    return ROBOT_START.copy(), _start(state, _seed(state.values()), order, ranges, lambda _, place: np.array(place))
+
+
+def _start(
+    state: State,
+    seed: int,
+    order: Sequence[str],
+    ranges: tuple[float, float, float],
+    spot: Callable[[str, tuple], np.ndarray],
+) -> np.ndarray:
+    """Return scene_obs (24,): doors and switch at the ends of `ranges`, blocks where `spot` has CALVIN's places."""
+    rng = np.random.RandomState(seed)
     table_spots = [spot("table", place) for place in _TABLE_SPOTS]
     rng.shuffle(table_spots)
     scene_obs = np.zeros(24)
@@ -163,10 +190,9 @@ def chain_start(chain: Chain, scene: SceneDescription | Any) -> tuple[np.ndarray
     scene_obs[1] = ranges[1] if state["drawer"] == "open" else 0.0
     scene_obs[3] = ranges[2] if state["lightbulb"] else 0.0
     scene_obs[4:6] = state["lightbulb"], state["led"]
-    order = description.block_order
     for block in BLOCKS:
         place = state[f"{block}_block"]
-        if place != "table":
+        if place in _CABINET_SPOTS:
             position = spot(place, _CABINET_SPOTS[place])
         elif block == "pink" or (block == "blue" and state["red_block"] == "table"):
             position = table_spots[1]
@@ -175,12 +201,16 @@ def chain_start(chain: Chain, scene: SceneDescription | Any) -> tuple[np.ndarray
         row = 6 + 6 * order.index(block)
         scene_obs[row : row + 3] = position
         scene_obs[row + 5] = rng.uniform(*_YAW_RANGE)
-    return ROBOT_START.copy(), scene_obs
+    return scene_obs
 
 
 def state_seed(state: State) -> int:
     """Return CALVIN's seed of an initial state: pyhash's hash of `str(state.values())`."""
-    return fnv1(f"dict_values({[state[key] for key in _DOMAINS]})".encode("utf-16-le"))
+    return _seed([state[key] for key in _DOMAINS])
+
+
+def _seed(values: Iterable[Any]) -> int:
+    return fnv1(f"dict_values({list(values)})".encode("utf-16-le"))
 
 
 def fnv1(data: bytes) -> int:

@@ -139,6 +139,7 @@ class PlayTableEnv(TableWorld, gymnasium.Env):
                 self._load()
         self._fresh = False
         self._button_pressed = False
+        self._switch_on = 0
         self._gripper_action = 1
         for joint, value in zip((self._slide, self._drawer), scene_obs[:2], strict=True):
             bullet.resetJointState(self._table, joint, value, physicsClientId=client)

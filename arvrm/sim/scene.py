@@ -15,6 +15,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -241,8 +242,21 @@ def official_scene(name: str, calvin_root: str | os.PathLike | None = None) -> S
 
 @functools.lru_cache(maxsize=16)
 def _official_scene(name: str, base: Path) -> SceneDescription:
+    return official_description(name, _yaml(base / "conf" / "scene" / f"calvin_scene_{name}.yaml"), base)
+
+
+def official_description(name: str, scene: Mapping[str, Any], base: Path) -> SceneDescription:
+    """Describe a scene by what its official YAML file says.
+
+    Args:
+        name: "A" to "D".
+        scene: the file's content; data sets carry a copy of it.
+        base: the checkout's folder calvin_env, with conf and data.
+
+    Raises:
+        UserError: a file is missing.
+    """
     data = base / "data"
-    scene = _yaml(base / "conf" / "scene" / f"calvin_scene_{name}.yaml")
     robot = _yaml(base / "conf" / "robot" / "panda_longer_finger.yaml")
     static = _yaml(base / "conf" / "cameras" / "cameras" / "static.yaml")
     gripper = _yaml(base / "conf" / "cameras" / "cameras" / "gripper.yaml")

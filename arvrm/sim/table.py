@@ -184,6 +184,7 @@ class TableWorld:
         }
         self._lights = {"bulb": 0, "led": 0}
         self._button_pressed = False
+        self._switch_on = 0
         ground = self._load_urdf(description.plane_urdf) if description.plane_urdf else None
         self._bodies = {self._robot: "robot", self._table: "table"}
         self._bodies.update({identity: name for name, identity in self._blocks.items()})
@@ -287,7 +288,7 @@ class TableWorld:
             "target": (self._target_position.copy(), self._target_euler.copy()),
             "gripper": self._gripper_action,
             "lights": dict(self._lights),
-            "pressed": self._button_pressed,
+            "pressed": (self._button_pressed, self._switch_on),
         }
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
@@ -304,7 +305,8 @@ class TableWorld:
             raise UserError("restore_state: the state is older than the last reset; save one after it")
         self._bullet.restoreState(stateId=state["bullet"], physicsClientId=self._client)
         self._target_position, self._target_euler = (part.copy() for part in state["target"])
-        self._gripper_action, self._button_pressed = state["gripper"], state["pressed"]
+        self._gripper_action = state["gripper"]
+        self._button_pressed, self._switch_on = state["pressed"]
         for name, value in state["lights"].items():
             self._set_light(name, value)
 
@@ -343,8 +345,9 @@ class TableWorld:
             self._set_light("led", 1 - self._lights["led"])
         self._button_pressed = pressed
         on = int(switch > self._switch_threshold)
-        if on != self._lights["bulb"]:
+        if on != self._switch_on:  # a bulb that a scene_obs lit while its switch is off stays lit
             self._set_light("bulb", on)
+        self._switch_on = on
 
     def _set_light(self, name: str, state: float) -> None:
         on = int(round(float(state)))
