@@ -52,12 +52,14 @@ def train(args: argparse.Namespace) -> None:
     vlm = KeypointVLM(config) if args.start is None else load_checkpoint(args.start).model
     net = vlm.places
     assert net is not None
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name.startswith(args.only))
     train_rows, held = split_episodes(table, 0.05, 0)
     train_rows = samples.usable(train_rows)
-    decay = [p for p in net.parameters() if p.ndim > 1]
-    plain = [p for p in net.parameters() if p.ndim <= 1]
+    live = [p for p in net.parameters() if p.requires_grad]
+    decay, plain = [p for p in live if p.ndim > 1], [p for p in live if p.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": args.decay}, {"params": plain, "weight_decay": 0}])
-    average = [p.detach().clone() for p in net.parameters()]
+    average = [p.detach().clone() for p in live]
     net.train()
     began, cpu, sums = time.time(), time.process_time(), {}
     for step in range(args.steps):
@@ -70,18 +72,18 @@ def train(args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed * 100003 + step)
         terms = net.losses(samples.batch(*samples.draw(train_rows, args.seed, step, args.batch)))
         sum(terms.values()).backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(live, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         keep = min(args.ema, (step + 1) / (step + 10))
-        torch._foreach_lerp_(average, [p.detach() for p in net.parameters()], 1 - keep)
+        torch._foreach_lerp_(average, [p.detach() for p in live], 1 - keep)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())
         if (step + 1) % 50 == 0:
             said = " ".join(f"{name} {value / 50:.3f}" for name, value in sums.items())
             print(step + 1, said, f"{time.time() - began:.0f}s cpu {time.process_time() - cpu:.0f}s", flush=True)
             sums = {}
-    for parameter, value in zip(net.parameters(), average, strict=True):
+    for parameter, value in zip(live, average, strict=True):
         parameter.data.copy_(value)
     print(judge_places(net, samples, held), "temperature", net.temperature.tolist())
     meta = CheckpointMetadata("pretrain", history=4, stride=3, images={"rgb_static": 96})
@@ -211,6 +213,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--minutes", type=float, default=1e6, help="stop then; the learning rate follows")
     parser.add_argument("--start", help="go on from this checkpoint")
+    parser.add_argument("--only", default="", help="train only parameters whose names begin so")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--decay", type=float, default=0.02)
     parser.add_argument("--ema", type=float, default=0.995)
