@@ -44,6 +44,8 @@ class Codec:
                 raise UserError(f"{place}: camera {camera!r}; {robot.name} has {', '.join(known)}")
         self.conventions, self.robot, self.sizes = conventions, robot, dict(sizes)
         self.action, self.place = conventions.action, place
+        if any(how.size != self.sizes.get(name, how.size) for name, how in conventions.cameras.items()):
+            import arvrm.resize  # noqa: F401  it takes seconds to import, and nobody waits for an answer yet
         self.state = {key: parts(names, robot, f"{place}: state.{key}") for key, names in conventions.state.items()}
 
     @property
