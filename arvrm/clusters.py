@@ -18,6 +18,7 @@ import pickle
 import queue
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -203,8 +204,7 @@ class Cluster:
 
         def close() -> None:
             closed.set()
-            with contextlib.suppress(*_CLOSED):
-                theirs.close()
+            _hang_up(theirs)
 
         process = RemoteProcess(self._ray, reference, close)
         threading.Thread(target=self._connect, args=(token, theirs, process, closed), daemon=True).start()
@@ -255,11 +255,9 @@ class Cluster:
                         break
                 except _CLOSED:
                     break
-            with contextlib.suppress(*_CLOSED):
-                remote.close()
+            _hang_up(remote)
         process.lost = True
-        with contextlib.suppress(*_CLOSED):
-            local.close()
+        _hang_up(local)
 
 
 def _hand_on(source: multiprocessing.connection.Connection, target: multiprocessing.connection.Connection) -> None:
@@ -267,8 +265,16 @@ def _hand_on(source: multiprocessing.connection.Connection, target: multiprocess
         while True:
             target.send_bytes(source.recv_bytes())
     except (*_CLOSED, TypeError):  # TypeError: closed by the other thread while it was read
-        with contextlib.suppress(*_CLOSED):
-            target.close()
+        _hang_up(target)
+
+
+def _hang_up(connection: multiprocessing.connection.Connection) -> None:
+    """Close a connection, so that its other end sees it even while a thread here still reads."""
+    with contextlib.suppress(*_CLOSED):
+        with socket.socket(fileno=os.dup(connection.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(*_CLOSED):
+        connection.close()
 
 
 def _host(what: bytes, folder: str) -> int:

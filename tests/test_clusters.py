@@ -1,24 +1,30 @@
-"""`--engine ray`: what runs on a cluster is what runs here, also when workers die. Needs ray, which is no part of dev.
+"""`--engine ray`: what runs on a cluster is what runs here, also when workers die.
 
-benchmarks/ray_cluster.py kills a whole node of a cluster of three; here one node has to do.
+Most of it with a stand-in for ray, which is no part of dev; the rest is skipped where ray is not installed.
+benchmarks/ray_cluster.py kills a whole node of a real cluster of three.
 """
 
 import importlib.util
 import json
+import multiprocessing.connection
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import stand_in_ray
 from fake_hands import hand_video
+from test_evaluation import SmallWorld
 
 from arvrm import clusters
 from arvrm.cli import VERBS
 from arvrm.evaluation import EvaluateConfig, evaluate
-from arvrm.interface import PolicySpec, UserError
+from arvrm.interface import Job, PolicySpec, UserError
 from arvrm.results import load_results
 from arvrm.sources.human import ConvertHumanConfig, convert_human
 from arvrm.sources.playtable import GenerateConfig, generate
@@ -36,6 +42,14 @@ def ray():
     os.environ.setdefault("RAY_worker_niceness", "0")
     yield clusters._ray()
     clusters._ray().shutdown()
+
+
+class LateWorld(SmallWorld):
+    """Takes its time, so that it is still at work when its node goes."""
+
+    def step(self, action):
+        time.sleep(0.02)
+        return super().step(action)
 
 
 class Once:
@@ -79,6 +93,78 @@ def talk(connection, number):
         if said == "die":
             os.kill(os.getpid(), signal.SIGSEGV)
         connection.send((number, said))
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """The nodes' side without ray: `stand_in_ray`."""
+    module = stand_in_ray.Module()
+    monkeypatch.setitem(sys.modules, "ray", module)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
+    return module
+
+
+def rolled_out(path, engine, world=SmallWorld):
+    jobs = [Job(10 + n, ("open_drawer",) * 2, ("go",) * 2, 0.1 * n) for n in range(6)]
+    config = EvaluateConfig(str(path), policy="expert", workers=2, max_steps=30, engine=engine)
+    return load_results(evaluate(None, config, world, jobs))
+
+
+def test_simulators_on_nodes_give_the_chains_that_local_ones_give(stand_in, tmp_path):
+    local, ours = rolled_out(tmp_path / "a.json", "local"), rolled_out(tmp_path / "b.json", "ray")
+    assert local["chains"] == ours["chains"] and len(ours["chains"]) == 6 and ours["average_length"] > 0
+    assert len(stand_in.references) == 2 and not stand_in_ray.children()
+
+
+def test_node_that_dies_costs_no_chain(stand_in, tmp_path):
+    local = rolled_out(tmp_path / "a.json", "local")
+    killed = []
+
+    def kill():
+        log = tmp_path / "b.chains.jsonl"
+        while not log.exists() or log.read_bytes().count(b"\n") < 3:
+            time.sleep(0.01)
+        killed.append(stand_in.kill_node())
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    ours = rolled_out(tmp_path / "b.json", "ray", LateWorld)
+    killer.join(60)
+    assert killed == [2] and len(stand_in.references) > 2  # others took their place
+    assert ours["chains"] == local["chains"] and ours["crashed"] == 0
+
+
+def test_simulator_that_crashes_on_a_node_fails_its_chain_as_a_local_one_does(stand_in, tmp_path):
+    jobs = [Job(n, ("open_drawer",) * 2, ("go",) * 2, 0.0) for n in (2, 3)]  # 3 ends its process
+    results = []
+    for engine in ("local", "ray"):
+        config = EvaluateConfig(str(tmp_path / f"{engine}.json"), policy="expert", workers=1, engine=engine)
+        results.append(load_results(evaluate(None, config, SmallWorld, jobs))["chains"])
+    assert results[0] == results[1] and "process ended with code 7" in results[1][1]["crashed"]
+
+
+def test_stranger_who_does_not_know_the_key_is_let_go(stand_in):
+    cluster = clusters.Cluster()
+    with multiprocessing.connection.Client(cluster._listener.address) as stranger:
+        challenge = stranger.recv_bytes()
+        assert challenge.startswith(b"#CHALLENGE#")
+        stranger.send_bytes(b"x" * 32)
+        assert stranger.recv_bytes() == b"#FAILURE#"
+    cluster.close()
+
+
+def test_units_on_a_cluster_make_the_same_store(stand_in, tmp_path):
+    made = GenerateConfig("", scenes=("D",), tasks=("open_drawer",), episodes=2, workers=1)
+    for engine in ("local", "ray"):
+        generate(replace(made, output=str(tmp_path / engine), engine=engine))
+    assert (tmp_path / "local" / "data.mdb").read_bytes() == (tmp_path / "ray" / "data.mdb").read_bytes()
+
+
+def test_what_a_task_refuses_is_said_in_its_own_words(stand_in):
+    pool = clusters.TaskPool(fails, None)
+    with pytest.raises(UserError, match="^item 1: is odd; give another$"):
+        pool.submit(None, 1).result(timeout=20)
+    assert pool._translated(stand_in_ray.NodeDiedError()).args == ("died 5 times (NodeDiedError)",)
 
 
 @pytest.mark.parametrize("verb", ["generate", "convert human", "evaluate"])

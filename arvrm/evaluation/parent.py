@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from arvrm import processes
-from arvrm.clusters import Cluster
+from arvrm.clusters import RETRIES, Cluster
 from arvrm.evaluation.config import EvaluateConfig
 from arvrm.evaluation.filming import filmed
 from arvrm.evaluation.planner import Planner
@@ -79,6 +79,7 @@ class Parent:
         self.left_out: list[int] = []
         self._lost: set[int] = set()
         self.cluster: Cluster | None = None
+        self._unborn = 0
 
     def report(self) -> dict[str, Any]:
         """Return what the first process must know of this one's part, for its `add`."""
@@ -162,6 +163,9 @@ class Parent:
         code = worker.exit_code()
         worker.stop()
         job = worker.job
+        if job is None and self.cluster is not None and code == -signal.SIGKILL and self._unborn < RETRIES:
+            self._unborn += 1  # its node went before it had begun; others are there
+            return [self._worker()] if self.queue else []
         if job is None:
             raise UserError(f"evaluate: a simulator process ended with code {code} before its first chain")
         if code is None or code >= 0 or -code in SELF_INFLICTED:
