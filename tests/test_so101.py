@@ -71,7 +71,7 @@ def test_the_data_set_is_read_as_any_lerobot_data_set_with_the_facts_that_the_ex
         ["convert", "lerobot", "--input", str(tmp_path / "set"), "--output", str(tmp_path / "store"), *facts]
     ) in (0, None)
     store = EpisodeStore(tmp_path / "store")
-    assert store.robot.components == tuple(f"{joint}.pos" for joint in module("so101_world").ROBOT.components)
+    assert store.robot.components == module("so101_world").ROBOT.components
     assert not store.robot.actions.relative and store.robot.control_hz == 10
     for id, wanted in zip(store.ids, invented(5), strict=True):
         episode = store.episode(id)

@@ -89,7 +89,7 @@ def write_data_set(output: Path, found: Iterable[Demonstration]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = [f"{joint}.pos" for joint in ROBOT.components]
+    names = list(ROBOT.components)
     fps, texts = int(ROBOT.control_hz), list(SENTENCES.values())
     episodes: list[dict[str, Any]] = []
     states, actions, columns = [], [], []
