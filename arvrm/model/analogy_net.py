@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from arvrm.config import bounded, check_bounds
 from arvrm.interface import KEYPOINTS, Robot, UserError
 from arvrm.model.config import ModelConfig
 from arvrm.model.keypoint_vlm import KeypointVLM
@@ -28,11 +29,15 @@ class AnalogyNetConfig:
         vlm: of stage 1.
         library: what identifies the checkpoint's library of motions.
         retrieve: weights of the terms by which a motion is chosen, by name; `motions.RetrieveConfig`.
+        plain: how much plain words count beside what places make of a sentence.
     """
 
     vlm: ModelConfig
     library: str
     retrieve: dict[str, float] = field(default_factory=dict)
+    plain: float = bounded(1.0, least=0, most=100)
+
+    __post_init__ = check_bounds
 
 
 class AnalogyNet(nn.Module):

@@ -118,7 +118,7 @@ class PlaceSeer:
         """
         hands = predict_hands(self.net.vlm, self.text, image[None], [sentence])
         if sentence not in self._words:
-            self._words[sentence] = sentence_words(self.net.vlm, self.text, [sentence])[0]
+            self._words[sentence] = sentence_words(self.net.vlm, self.text, [sentence], self.net.config.plain)[0]
         words = self._words[sentence]
         trust = float(hands.confidence[0, 0])
         shares = [trust, *((1 - trust) / (2 + number) for number in range(hands.others.shape[2]))]

@@ -31,6 +31,8 @@ from arvrm.windows import EpisodeTable, store_fingerprint
 if TYPE_CHECKING:
     from arvrm.training.finetuning import FinetuneConfig
 
+_PLAIN = 0.45
+"""Places' own token tells tasks apart; plain words, less, what it has not learnt."""
 _END_COUNTS = 0.2
 """How much the end of a motion counts in fitting m, against its touch."""
 
@@ -67,7 +69,7 @@ def fit_analogy(config: FinetuneConfig, table: EpisodeTable, robot: Robot, progr
     given = None if settings.camera is None else read_camera(settings.camera)
     episodes, _ = split(table, config.data)
     retrieve = {name: float(value) for name, value in to_dict(settings.retrieve).items()}
-    net = AnalogyNet(AnalogyNetConfig(stage1.config, "", retrieve), robot).eval()
+    net = AnalogyNet(AnalogyNetConfig(stage1.config, "", retrieve, _PLAIN), robot).eval()
     net.vlm.load_state_dict(stage1.model.state_dict(), strict=True)
     motions = read_motions(net, table, episodes, progress, config.data.cache)
     tcp = np.concatenate([[one.path.tcp_touch, one.path.tcp_end] for one in motions])
@@ -128,7 +130,7 @@ def read_motions(
             path = path_of(robot, arrays, moments.touch, moments.end)
             image = store.frames(name, camera, [0])
             hands = predict_hands(net.vlm, text, image, [header.instruction])
-            words = sentence_words(net.vlm, text, [header.instruction])[0]
+            words = sentence_words(net.vlm, text, [header.instruction], net.config.plain)[0]
             start = np.asarray(arrays["robot_obs"][0, :7], np.float64)
             seen = hands.keypoints[0], hands.confidence[0], hands.motion[0], hands.turn[0]
             found.append(Motion(name, "robot", header.instruction, path, start, *seen, words))
