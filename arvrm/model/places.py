@@ -8,7 +8,7 @@ that all of it is of one hypothesis.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from arvrm.hands.coordinates import DEPTH_UNIT_M
 from arvrm.hands.skeleton import TIPS
-from arvrm.interface import KEYPOINTS, UserError
+from arvrm.interface import KEYPOINTS, PlaceBatch, UserError
 from arvrm.model.config import PlacesConfig, TextConfig
 from arvrm.model.heatmaps import splat_cross_entropy
 from arvrm.model.place_images import varied
@@ -102,6 +102,9 @@ class PlaceNet(nn.Module):
     A network of its own beside the rest of stage 1, so that the poses of the next frames are what they are without it.
     """
 
+    temperature: Tensor
+    grid: Tensor
+
     def __init__(self, config: PlacesConfig, text: TextConfig) -> None:
         super().__init__()
         self.config = config
@@ -176,7 +179,7 @@ class PlaceNet(nn.Module):
             text, mask = said_otherwise(text, mask, self.config)
         return self.text(text, mask)
 
-    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def losses(self, batch: PlaceBatch) -> dict[str, Tensor]:
         """Return the terms of the loss of `interface.PlaceBatch`: "heat", "shape", "motion", "turn"."""
         images, points = batch["image"], batch["points"]
         expect("places.points", points, len(images), len(MOMENTS), _K, 3)
