@@ -1,6 +1,6 @@
 """When do clips and demonstrations touch? Several ways against the truth, and the numbers of the one that ships.
 
-    python benchmarks/moments.py --judge STORE... [--fit STORE... [--ceiling] [--write] [--updates N] [--rounds N]]
+    python benchmarks/moments.py --judge STORE... [--fit STORE... [--every N] [--ceiling] [--write]] [--plain]
 
 Stores are `arvrm generate`'s, of one embodiment. `--fit` fits the scorer to these stores without any truth
 (`arvrm.moments.fit`); `--write` puts it into the package. `--ceiling` fits a second one to their true moments, to
@@ -65,17 +65,19 @@ def samples_of(paths: list[str]) -> list[Sample]:
     return found
 
 
-def spoilt(samples: list[Sample]) -> dict[str, tuple[list[Signals], list[str]]]:
+def spoilt(samples: list[Sample], plain: bool) -> dict[str, tuple[list[Signals], list[str]]]:
     """What the scorer finds with less or worse to go by: name -> signals and sentences."""
     rng = np.random.default_rng(SEED)
     signals = [sample.signals for sample in samples]
     said = [sample.header.instruction for sample in samples]
     unseen = [str(rng.choice(instructions.unseen_instructions(sample.header.task))) for sample in samples]
     blind = [dataclasses.replace(s, images=np.zeros_like(s.images)) for s in signals]
+    found = {"unseen words": (signals, unseen), "no words": (signals, [""] * len(samples)), "no images": (blind, said)}
+    if plain:
+        return found
     cut = [signals_of(s.raw.taken(np.arange(min(s.truth["end"] + int(rng.integers(1, 10)), len(s.raw) - 1) + 1)))
            for s in samples]  # fmt: skip
-    found = {"unseen words": (signals, unseen), "no words": (signals, [""] * len(samples)), "no images": (blind, said),
-             "cut early": (cut, said)}  # fmt: skip
+    found["cut early"] = (cut, said)
     if samples[0].header.embodiment == "human":
         for pixels in (0.5, 1.0):
             found[f"noise {pixels}"] = ([noisy(sample, pixels, rng) for sample in samples], said)
@@ -121,14 +123,14 @@ def calibration(judged: list[Judged | None], near: float) -> list[str]:
     return lines
 
 
-def save(scorer: MomentScorer, embodiment: str, stores: list[str], updates: int, rounds: int) -> None:
+def save(scorer: MomentScorer, embodiment: str, stores: list[str], every: int) -> None:
     tensors = {
         name: value.half() if value.is_floating_point() else value for name, value in scorer.state_dict().items()
     }
     manifests = [EpisodeStore(path).manifest for path in stores]
     made = [{name: m["config"][name] for name in ("seed", "scenes", "variations", "episodes")} for m in manifests]
-    meta = {"channels": str(scorer.channels), "vocabulary": json.dumps(scorer.vocabulary), "updates": str(updates),
-            "rounds": str(rounds), "fitted": json.dumps(made),
+    meta = {"channels": str(scorer.channels), "vocabulary": json.dumps(scorer.vocabulary), "every": str(every),
+            "fitted": json.dumps(made),
             "note": "fitted to synthetic episodes, none of whose moments was told"}  # fmt: skip
     save_file(tensors, str(resource(embodiment)), meta)
 
@@ -139,8 +141,8 @@ def main() -> None:
     parser.add_argument("--fit", nargs="+", default=[])
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--ceiling", action="store_true", help="fit to the true moments too")
-    parser.add_argument("--updates", type=int, default=fit.UPDATES)
-    parser.add_argument("--rounds", type=int, default=fit.ROUNDS)
+    parser.add_argument("--every", type=int, default=1, help="fit to each n-th episode")
+    parser.add_argument("--plain", action="store_true", help="leave out what changes images and keypoints")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.perf_counter()
@@ -148,22 +150,24 @@ def main() -> None:
     scorers = {"scorer": load_scorer(embodiment)}
     if arguments.fit:
         stores = [EpisodeStore(path) for path in arguments.fit]
-        examples = fit.examples_of(stores, SEED)
-        scorers["scorer"] = fit.fit(examples, arguments.updates, arguments.rounds, SEED)
+        examples = fit.examples_of(stores, SEED, arguments.every)
+        scorers["scorer"] = fit.fit(examples, seed=SEED)
         if arguments.write:
-            save(scorers["scorer"], embodiment, arguments.fit, arguments.updates, arguments.rounds)
+            save(scorers["scorer"], embodiment, arguments.fit, arguments.every)
         if arguments.ceiling:
-            truths = [truth_of(header) or {} for store in stores for header in store.headers()]
+            truths = [
+                truth_of(header) or {} for store in stores for header in list(store.headers())[:: arguments.every]
+            ]
             told = [(e, (float(t["touch"]), float(t["end"])))
                     for e, t in zip(examples, truths, strict=True) if "touch" in t]  # fmt: skip
-            scorers["ceiling"] = fit.fit_to([e for e, _ in told], [t for _, t in told], arguments.updates, SEED)
+            scorers["ceiling"] = fit.fit_to([e for e, _ in told], [t for _, t in told], fit.UPDATES, SEED)
     judged = samples_of(arguments.judge)
     found = {name: [(float(s.signals.rows[way(s.signals)]), 1.0) for s in judged] for name, way in WAYS.items()}
     results = {}
     for name, scorer in scorers.items():
         results[name] = [found_in(s.signals, s.header.instruction, scorer, embodiment) for s in judged]
         found[name] = [(r.touch, r.touch_confidence) for r in results[name]]
-    for name, (signals, sentences) in spoilt(judged).items():
+    for name, (signals, sentences) in spoilt(judged, arguments.plain).items():
         ours = [found_in(x, said, scorers["scorer"], embodiment) for x, said in zip(signals, sentences, strict=True)]
         found[name] = [(r.touch, r.touch_confidence) for r in ours]
     print(f"{len(judged)} {embodiment} episodes; touch")
@@ -179,9 +183,9 @@ def main() -> None:
             for s, r in zip(judged, results["scorer"], strict=True)
         ]
         print(moment, text(table(one for one in against if one)), *calibration(against, NEAR_PX), sep="\n")
-    print("said of a touch where there is none: mean, 90 %")
-    for name, said in nothing(judged, scorers["scorer"]).items():
-        if said:
+    if not arguments.plain:
+        print("said of a touch where there is none: mean, 90 %")
+        for name, said in nothing(judged, scorers["scorer"]).items():
             print(f"{name:<16} {np.mean(said):.2f} {np.quantile(said, 0.9):.2f}  ({len(said)})")
     print(f"{time.perf_counter() - begin:.0f} s", file=sys.stderr)
 

@@ -15,6 +15,7 @@ from small_stores import human_episode, robot_episode, write
 from arvrm.episodes import EpisodeStore
 from arvrm.moments import episode_moments, hand_signals
 from arvrm.moments.find import found_in
+from arvrm.moments.fit import examples_of, fit
 from arvrm.moments.judged import judge, table
 from arvrm.moments.network import load_scorer
 from arvrm.moments.ways import closing, combined, corner, slow
@@ -203,6 +204,29 @@ def test_batches_are_the_same_with_and_without_the_truth(tmp_path):
         for key, value in batches[0].items():
             other = batches[1][key]
             assert value is other or torch.equal(torch.as_tensor(value), torch.as_tensor(other)), key
+
+
+def spoiled(episode, rng):
+    """The same to see and hear; whatever is privileged is other."""
+    arrays = dict(episode.arrays)
+    for name in ("scene_obs", "landmarks", "landmark_pixels"):
+        arrays.pop(name, None)
+    arrays["scene_obs"] = rng.normal(size=(len(arrays["actions"]), 24)) if "actions" in arrays else None
+    arrays = {name: value for name, value in arrays.items() if value is not None}
+    truth = {"judge": {"kind": "touch", "touch": 1, "end": 2}, "success_step": 1}
+    return dataclasses.replace(episode, arrays=arrays, task="open_drawer", meta=truth)
+
+
+@pytest.mark.parametrize("make", [human_episode, robot_episode], ids=["hands", "robot"])
+def test_fitting_reads_no_truth_no_task_and_nothing_privileged(make, tmp_path):
+    episodes = [make(f"e{n}", steps=30, seed=n) for n in range(4)]
+    rng = np.random.default_rng(0)
+    others = [spoiled(episode, rng) for episode in episodes]
+    fitted = []
+    for name, content in (("a", episodes), ("b", others)):
+        store = write(tmp_path / name, content)
+        fitted.append(fit(examples_of([store]), updates=3, rounds=2).state_dict())
+    assert all(torch.equal(value, fitted[1][name]) for name, value in fitted[0].items())
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from arvrm.moments.world import NAMED, UNDONE, WORLD, alike, named_colour
+from arvrm.moments.world import LEVELS, NAMED, UNDONE, WORLD, alike, colour_bins, named_colour, widened
 
-LEVELS = 12
-"""Of each of red, green and blue."""
 _DIFFERS, _LEAST_PIXELS, _MOST_EPISODES, _MORE = 0.1, 3, 0.5, 2.0
 _SCALE = 400.0
 """Pixels of 96 x 96 that count as 1."""
@@ -27,17 +25,13 @@ def body_colours(films: Iterable[np.ndarray]) -> np.ndarray:
     for film in films:
         still = np.median(film, 0)
         moving = (np.abs(film - still) > _DIFFERS).any(1)
-        found = np.bincount(_bins(film)[moving], minlength=LEVELS**3)
+        found = np.bincount(colour_bins(film)[moving], minlength=LEVELS**3)
         present += found >= _LEAST_PIXELS
         moves += found / max(found.sum(), 1)
-        stands += np.bincount(_bins(still[None]).reshape(-1), minlength=LEVELS**3) / moving[0].size
+        stands += np.bincount(colour_bins(still[None]).reshape(-1), minlength=LEVELS**3) / moving[0].size
         number += 1
     table = ((present > _MOST_EPISODES * max(number, 1)) & (moves > _MORE * stands)).reshape([LEVELS] * 3)
-    padded = np.pad(table, 1)
-    wide = padded.copy()
-    for axis in range(3):
-        wide |= np.roll(padded, 1, axis) | np.roll(padded, -1, axis)
-    return wide[1:-1, 1:-1, 1:-1]
+    return widened(table)
 
 
 def robot_changes(film: np.ndarray, instruction: str, colours: np.ndarray) -> np.ndarray:
@@ -49,7 +43,7 @@ def robot_changes(film: np.ndarray, instruction: str, colours: np.ndarray) -> np
         colours: `body_colours`'.
     """
     count, _, size, _ = film.shape
-    free = ~colours.reshape(-1)[_bins(film)]
+    free = ~colours.reshape(-1)[colour_bins(film)]
     # A robot's edges mix with what is behind them.
     inner = free.copy()
     inner[:, 1:] &= free[:, :-1]
@@ -71,12 +65,6 @@ def robot_changes(film: np.ndarray, instruction: str, colours: np.ndarray) -> np
     if found[:, 2].max(initial=0) < 0.02:
         found[:, 2] = found[:, 0]
     return found * np.array([5, 10, 5, 5], np.float32)
-
-
-def _bins(film: np.ndarray) -> np.ndarray:
-    """(F, S, S) the number of each pixel's colour."""
-    level = np.minimum((film * LEVELS).astype(np.int64), LEVELS - 1)
-    return (level[:, 0] * LEVELS + level[:, 1]) * LEVELS + level[:, 2]
 
 
 assert (WORLD, NAMED, UNDONE) == (6, 8, 9)

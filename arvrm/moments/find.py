@@ -67,17 +67,11 @@ def found_in(signals: Signals, instruction: str, scorer: MomentScorer, embodimen
     with torch.inference_mode():
         scores, none = scorer(values, torch.ones(values.shape[:2], dtype=torch.bool), scorer.bag(instruction)[None])
     there = float(torch.sigmoid(-none[0]))
-    near = NEAR_PX if embodiment == "human" else NEAR_SHARE
-    place = signals.place if embodiment == "human" else signals.place[:, :3]
     shares = torch.softmax(scores[0].double(), 1).numpy()
-    same = np.linalg.norm(place[:, None] - place[None], axis=-1) <= near
     # The step of which most of the probability lies near, in place and in time: one of a group, not a lone peak.
-    at = np.arange(len(place))
-    same &= np.abs(at[:, None] - at[None]) <= 12
-    support = shares @ same
-    touch = _middle(shares[0], support[0])
-    later = np.where(at >= touch, support[1], -1.0)
-    end = _middle(shares[1], later)
+    support = shares @ same_place(signals, embodiment)
+    touch = likeliest(shares[0], support[0])
+    end = likeliest(shares[1], np.where(np.arange(len(signals.rows)) >= touch, support[1], -1.0))
     rows = signals.rows
     seen = float(signals.seen[max(0, touch - 5) : touch + 6].mean())
     last = rows[-1]
@@ -86,7 +80,16 @@ def found_in(signals: Signals, instruction: str, scorer: MomentScorer, embodimen
     return Moments(*found, *(round(value, 4) for value in confidences))
 
 
-def _middle(shares: np.ndarray, support: np.ndarray) -> int:
+def same_place(signals: Signals, embodiment: str) -> np.ndarray:
+    """(T, T) bool: steps that lie near each other, in place and in time."""
+    near = NEAR_PX if embodiment == "human" else NEAR_SHARE
+    place = signals.place if embodiment == "human" else signals.place[:, :3]
+    at = np.arange(len(place))
+    same = np.linalg.norm(place[:, None] - place[None], axis=-1) <= near
+    return same & (np.abs(at[:, None] - at[None]) <= 12)
+
+
+def likeliest(shares: np.ndarray, support: np.ndarray) -> int:
     """The likeliest of the steps that are about as well supported as the best."""
     return int(np.where(support >= 0.95 * support.max(), shares, -1.0).argmax())
 

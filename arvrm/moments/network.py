@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from arvrm.interface import UserError
-from arvrm.moments.body import LEVELS
+from arvrm.moments.world import LEVELS
 
 MOMENTS = ("touch", "end")
 _WIDTH = 32

@@ -12,7 +12,7 @@ from arvrm.moments.world import NAMED, UNDONE
 LEAST_CHANGE = 0.08
 """Of the channel NAMED: less is noise."""
 _SPAN = 8
-_STILL, _CLOSES = 0.5, 1.5
+_STILL, _CLOSES, _CLEAR = 0.3, 1.5, 0.2
 _PIXELS = 25.0
 """Of 96, very nearly, that a robot's hand moves in the image where its first three components change by 1."""
 
@@ -61,9 +61,7 @@ def world(signals: Signals) -> int:
     changed = signals.images[:, NAMED].astype(np.float64)
     if len(changed) < 4 or np.ptp(changed) < LEAST_CHANGE:
         return slow(signals)
-    padded = np.pad(changed, _SPAN, mode="edge")
-    kink = padded[2 * _SPAN :] - 2 * changed + padded[: -2 * _SPAN]
-    return int(kink.argmax())
+    return int(_kink(changed).argmax())
 
 
 def evidence(signals: Signals) -> np.ndarray:
@@ -78,9 +76,7 @@ def evidence(signals: Signals) -> np.ndarray:
     found += _STILL * depth / max(float(speed.max()), 0.5)
     changed = signals.images[:, NAMED].astype(np.float64)
     if np.ptp(changed) > LEAST_CHANGE:
-        padded = np.pad(changed, _SPAN, mode="edge")
-        kink = padded[2 * _SPAN :] - 2 * changed + padded[: -2 * _SPAN]
-        found += np.clip(kink / np.ptp(changed), 0, 1)
+        found += np.clip(_kink(changed) / max(float(np.ptp(changed)), _CLEAR), 0, 1)
     opening = signals.opening
     if np.isfinite(opening).all():
         step = closing(signals)
@@ -88,7 +84,14 @@ def evidence(signals: Signals) -> np.ndarray:
         still = float(np.median(speed[max(step - 6, 0) : step + 3]))
         if 4 < step < count - 1 and change > 0.12 and still < 0.8:
             found[step] += _CLOSES
-    return found
+    # Hands that set out from where they worked before leave changes behind, and take their form on the way.
+    return found * np.minimum(np.arange(count) / _SPAN, 1)
+
+
+def _kink(changed: np.ndarray) -> np.ndarray:
+    """(T,) how much more is added in the steps after each than in those before."""
+    padded = np.pad(changed, _SPAN, mode="edge")
+    return padded[2 * _SPAN :] - 2 * changed + padded[: -2 * _SPAN]
 
 
 def mixed(signals: Signals) -> int:
@@ -97,10 +100,10 @@ def mixed(signals: Signals) -> int:
     return int(found.argmax()) if found.any() else slow(signals)
 
 
-def ending(signals: Signals) -> int:
+def ending(signals: Signals, touch: int) -> int:
     """The first step after the touch from which on the place looks as at the end; the last step where it never does."""
     undone = signals.images[:, UNDONE].astype(np.float64)
-    touch, last = mixed(signals), len(undone) - 1
+    last = len(undone) - 1
     much = np.flatnonzero(undone[touch:] > max(0.25 * float(undone[touch:].max()), LEAST_CHANGE))
     return min(touch + int(much[-1]) + 1, last) if len(much) else last
 

@@ -17,6 +17,9 @@ WORLD, NAMED, UNDONE = 6, 8, 9
 that the sentence names, if it names one that is seen to change; the share that does not look yet as it does last."""
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "yellow": (1, 1, 0), "pink": (1, 0, 1),
            "purple": (1, 0, 1), "violet": (1, 0, 1), "orange": (2, 1, 0)}  # fmt: skip
+LEVELS = 12
+"""Of each of red, green and blue, that colours are counted in."""
+_FINGER, _ARM, _LEAST_OWN = 0.25, 0.6, 0.01
 _TIGHT = 7
 _DIFFERS = 0.1
 """Of 1: so much another colour is another thing."""
@@ -39,7 +42,8 @@ def hand_changes(images: np.ndarray, points: np.ndarray, instruction: str) -> np
     tips = points[:, (TIPS[0], TIPS[1])].mean(1)
     after = np.append(np.arange(1, count), count - 1)
     step = _mean(np.abs(images[after] - images), 1)
-    masks = hand_masks(points, size)
+    bins = colour_bins(images)
+    masks = hand_masks(points, size) & _thick(_own_colours(bins, points)[bins])
     before, later = _seen_first(images, masks), _seen_first(images[::-1], masks[::-1])
     found = np.zeros((count, CHANNELS), np.float32)
     tight = _Window(tips, _TIGHT, size)
@@ -70,17 +74,22 @@ def hand_changes(images: np.ndarray, points: np.ndarray, instruction: str) -> np
 
 def hand_masks(points: np.ndarray, size: int) -> np.ndarray:
     """Where hand and forearm may be: (F, size, size) bool, from keypoints (F, 21, 2) in pixels."""
-    nearer, farther = np.array(BONES).T
-    share = _ALONG_BONE[None, None, :, None]
-    bones = (points[:, nearer, None] * (1 - share) + points[:, farther, None] * share).reshape(len(points), -1, 2)
+    bones = _along_bones(points)
     back = points[:, WRIST] - points[:, _MIDDLE_BASE]
     arm = points[:, WRIST, None] + back[:, None] * _ALONG_ARM[None, :, None]
     length = float(np.quantile(np.linalg.norm(back, axis=1), 0.9))
     coarse = np.zeros((len(points), (size + 1) // 2, (size + 1) // 2), bool)
     for f in range(len(points)):
-        for spots, radius in ((bones[f], 0.16 * length + 2.0), (arm[f], 0.35 * length + 2.5)):
+        for spots, radius in ((bones[f], _FINGER * length + 3.0), (arm[f], _ARM * length + 4.0)):
             _paint(coarse[f], spots / 2, radius / 2)
     return coarse.repeat(2, 1).repeat(2, 2)[:, :size, :size]
+
+
+def _along_bones(points: np.ndarray) -> np.ndarray:
+    """(F, n, 2) points along the bones of keypoints (F, 21, 2)."""
+    nearer, farther = np.array(BONES).T
+    share = _ALONG_BONE[None, None, :, None]
+    return (points[:, nearer, None] * (1 - share) + points[:, farther, None] * share).reshape(len(points), -1, 2)
 
 
 def _paint(mask: np.ndarray, spots: np.ndarray, radius: float) -> None:
@@ -93,6 +102,47 @@ def _paint(mask: np.ndarray, spots: np.ndarray, radius: float) -> None:
         return
     across, down = (u[None] - spots[:, :1]) ** 2, (v[None] - spots[:, 1:]) ** 2
     mask[low[1] : high[1], low[0] : high[0]] |= (down[:, :, None] + across[:, None] < radius**2).any(0)
+
+
+def _own_colours(bins: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """(LEVELS ** 3,) bool: colours that often lie under the hand's bones, and more than elsewhere."""
+    size = bins.shape[-1]
+    at = np.round(_along_bones(points) - 0.5).astype(int)
+    good = ((at >= 0) & (at < size)).all(-1)
+    at = np.clip(at, 0, size - 1)
+    under = np.take_along_axis(bins.reshape(len(bins), -1), at[..., 1] * size + at[..., 0], 1)
+    number = np.broadcast_to(np.arange(len(bins))[:, None], under.shape)
+    counts = np.zeros((len(bins), LEVELS**3), np.int32)
+    np.add.at(counts, (number[good], under[good]), 1)
+    share = counts.sum(0) / max(counts.sum(), 1)
+    there = np.bincount(bins[0].reshape(-1), minlength=LEVELS**3) / bins[0].size
+    own = (share > _LEAST_OWN) & (share > 2 * there)
+    return widened(own.reshape([LEVELS] * 3)).reshape(-1)
+
+
+def colour_bins(images: np.ndarray) -> np.ndarray:
+    """(F, S, S): the number of each pixel's colour, of images (F, 3, S, S), 0 to 1."""
+    level = np.minimum((images * LEVELS).astype(np.int16), LEVELS - 1)
+    return (level[:, 0] * LEVELS + level[:, 1]) * LEVELS + level[:, 2]
+
+
+def widened(table: np.ndarray) -> np.ndarray:
+    """Colours (LEVELS, LEVELS, LEVELS) bool, and their neighbours."""
+    padded = np.pad(table, 1)
+    wide = padded.copy()
+    for axis in range(3):
+        wide |= np.roll(padded, 1, axis) | np.roll(padded, -1, axis)
+    return wide[1:-1, 1:-1, 1:-1]
+
+
+def _thick(masks: np.ndarray) -> np.ndarray:
+    """Masks (F, S, S) and the pixels beside them: there colours mix."""
+    wide = masks.copy()
+    wide[:, 1:] |= masks[:, :-1]
+    wide[:, :-1] |= masks[:, 1:]
+    wide[:, :, 1:] |= masks[:, :, :-1]
+    wide[:, :, :-1] |= masks[:, :, 1:]
+    return wide
 
 
 def _seen_first(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
