@@ -26,10 +26,11 @@ from arvrm.config import bounded, check_bounds, from_dict
 from arvrm.interface import UserError
 from arvrm.results import load_results, save_results, source_commit, table
 
-STAGES = ("human", "pretrain", "robot", "finetune", "evaluate", "report")
+STAGES = ("builtin", "human", "pretrain", "robot", "finetune", "evaluate", "report")
 SHOWN = 3
 """Instructions that the page explains."""
 TITLES = {
+    "builtin": "a look at the policy that the package brings, in a scene it has not seen",
     "human": "generate human clips (synthetic hands)",
     "pretrain": "stage 1: poses, and places at the moments of the touch and the end, from the human clips",
     "robot": "generate robot demonstrations (scripted experts)",
@@ -51,7 +52,7 @@ class DemoConfig:
         resume: go on with a demonstration that was stopped; finished stages are skipped.
         overwrite: replace an existing demonstration.
         tasks: in place of the settings' tasks; null: these.
-        model, robot, human, pretrain, finetune, evaluate, time_share: changes to the settings' sections.
+        model, builtin, robot, human, pretrain, finetune, evaluate, time_share: changes to the settings' sections.
     """
 
     output: str = "runs/demo"
@@ -62,6 +63,7 @@ class DemoConfig:
     overwrite: bool = False
     tasks: tuple[str, ...] | None = None
     model: dict[str, Any] = field(default_factory=dict)
+    builtin: dict[str, Any] = field(default_factory=dict)
     robot: dict[str, Any] = field(default_factory=dict)
     human: dict[str, Any] = field(default_factory=dict)
     pretrain: dict[str, Any] = field(default_factory=dict)
@@ -172,7 +174,7 @@ def load_settings(config: DemoConfig) -> dict[str, Any]:
         raise UserError(f"demo settings: unknown section {sorted(unknown)[0]!r}; use {', '.join(sections)}, tasks")
     tasks, model = config.tasks or settings.pop("tasks", None), settings.pop("model")
     settings.pop("tasks", None)
-    for stage in ("robot", "human", "evaluate"):
+    for stage in ("builtin", "robot", "human", "evaluate"):
         if tasks:
             settings[stage] = {"tasks": list(tasks), **settings[stage]}
     for stage in ("pretrain", "finetune"):
@@ -258,14 +260,22 @@ def _onward(folder: Path) -> dict[str, bool]:
     return {"resume": folder.exists()}
 
 
+def _builtin(output: Path, settings: dict[str, Any]) -> None:
+    values = {**settings["builtin"], "checkpoint": "builtin", "output": str(output / "builtin.json")}
+    _roll_out(values, "demo.builtin")
+
+
 def _evaluate(output: Path, settings: dict[str, Any]) -> None:
+    values = {**settings["evaluate"], "checkpoint": str(output / "policy"), "output": str(output / "results.json")}
+    _roll_out(values, "demo.evaluate")
+
+
+def _roll_out(values: dict[str, Any], place: str) -> None:
     from arvrm.evaluation import EvaluateConfig, evaluate
     from arvrm.policy import policy_factory
 
-    values = {**settings["evaluate"], "checkpoint": str(output / "policy"), "output": str(output / "results.json")}
-    log = output / "results.chains.jsonl"
-    values |= {"resume": log.exists()}
-    config = from_dict(EvaluateConfig, values, "demo.evaluate")
+    log = Path(values["output"]).with_suffix(".chains.jsonl")
+    config = from_dict(EvaluateConfig, {**values, "resume": log.exists()}, place)
     factory, identity = policy_factory(
         str(config.checkpoint), config.device, config.index, config.execute_steps, config.batch, config.threads
     )
@@ -280,7 +290,7 @@ def _report(output: Path, settings: dict[str, Any]) -> None:
     results["stage_seconds"] = _read_done(output)
     save_results(output / "results.json", results)
     write_report(
-        [output / "results.json"],
+        [output / "results.json", output / "builtin.json"],
         output / "report.html",
         runs=[output / "pretrain"],
         title="arvrm demo",
@@ -308,6 +318,7 @@ def _explained(output: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 RUN: dict[str, Callable[[Path, dict[str, Any]], None]] = {
+    "builtin": _builtin,
     "human": _human,
     "pretrain": _pretrain,
     "robot": _robot,

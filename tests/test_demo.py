@@ -23,6 +23,7 @@ def test_settings_are_those_of_the_stages_own_configurations():
         "human": (GenerateConfig, {"output": "x"}),
         "pretrain": (PretrainConfig, {"output": "x"}),
         "finetune": (FinetuneConfig, {"output": "x"}),
+        "builtin": (EvaluateConfig, {}),
         "evaluate": (EvaluateConfig, {}),
     }
     for fast in (False, True):
@@ -65,7 +66,7 @@ def test_stopped_demonstration_goes_on_where_it_was(tmp_path, monkeypatch, capsy
         demo(DemoConfig(output=settings.output, fast=True, resume=True, evaluate={"chains": 9}))
     capsys.readouterr()
     assert demo(DemoConfig(output=settings.output, fast=True, resume=True)).name == "report.html"
-    assert ran == ["human", "pretrain", "robot", "robot", "finetune", "evaluate", "report"]
+    assert ran == ["builtin", "human", "pretrain", "robot", "robot", "finetune", "evaluate", "report"]
     said = capsys.readouterr().err
     assert said.startswith("arvrm demo: ") and "finished before" in said and "the table" in said
 

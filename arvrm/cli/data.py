@@ -158,6 +158,10 @@ class InspectConfig:
 def inspect(config: InspectConfig) -> str | int | None:
     """Print what a store, an index or a checkpoint holds; verify it, or draw a store's contact sheet."""
     folder = Path(config.store)
+    if config.store == "builtin":
+        from arvrm.model.checkpoint import place_of
+
+        folder = place_of(config.store)
     if (folder / "index.json").exists():
         return _inspect_index(folder, config.verify)
     if (folder / "config.json").exists() or (folder / "model.safetensors").exists():

@@ -21,7 +21,7 @@ class ExplainConfig:
     """Which policy, which picture and which words.
 
     Attributes:
-        checkpoint: folder of a policy that `finetune motion=analogy` made.
+        checkpoint: folder of a policy that `finetune motion=analogy` made, or "builtin".
         text: the instruction.
         output: the page.
         image: a picture of any size, such as a photo of one's own table; its middle square is looked at.
@@ -58,7 +58,7 @@ def explain(config: ExplainConfig) -> Path:
     Raises:
         UserError: the checkpoint is none of a policy by analogy, or the picture cannot be read.
     """
-    from arvrm.model.checkpoint import read_described
+    from arvrm.model.checkpoint import place_of, read_described
     from arvrm.policy.analogy import load_analogy
     from arvrm.show.explain import explanation, write_explanation
 
@@ -68,11 +68,12 @@ def explain(config: ExplainConfig) -> Path:
         raise UserError("explain: give one picture: image, store with episode, or scene")
     if (config.store is None) != (config.episode is None):
         raise UserError("explain: store and episode go together; give both or neither")
-    kind = read_described(config.checkpoint).kind
+    checkpoint = place_of(config.checkpoint)
+    kind = read_described(checkpoint).kind
     if kind != "analogy":
         raise UserError(f"{config.checkpoint}: is of kind {kind}; explain shows motion=analogy (else: `arvrm exhibit`)")
-    policy = load_analogy(config.checkpoint)
-    found = explanation(policy, config.checkpoint, _picture_of(config, policy), config.text)
+    policy = load_analogy(checkpoint)
+    found = explanation(policy, checkpoint, _picture_of(config, policy), config.text)
     return write_explanation(found, config.output, config.overwrite)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +23,16 @@ from arvrm.model.weights import WEIGHTS, load_weights, save_weights
 from arvrm.robots import described as robot_described
 from arvrm.robots.described import described_as
 
+BUILTIN = "builtin"
+"""Names the policy that the package brings, wherever a policy's checkpoint is asked for."""
 _DAMAGED = "give a whole checkpoint folder, or copy or train it again"
+
+
+def place_of(checkpoint: str | Path) -> Path:
+    """Return the folder of a checkpoint: "builtin" is the one in the package, unless a folder here is called so."""
+    if str(checkpoint) == BUILTIN and not Path(BUILTIN).exists():
+        return Path(str(resources.files("arvrm").joinpath("resources", BUILTIN)))
+    return Path(checkpoint)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from arvrm.interface import Observation, PlanRequest, PolicyNetwork, PolicySpec, Robot, RobotBatch, UserError
-from arvrm.model.checkpoint import Checkpoint, checkpoint_hash, load_checkpoint, read_described
+from arvrm.model.checkpoint import Checkpoint, checkpoint_hash, load_checkpoint, place_of, read_described
 from arvrm.model.encoders import TextEncoder
 from arvrm.policy.analogy import AnalogyPolicy, load_analogy
 from arvrm.policy.clips import RolloutClips
@@ -275,11 +275,13 @@ def load_policy(
     """Load a stage-2 checkpoint as a policy: of a network that says each action, or by analogy.
 
     Args:
+        checkpoint: its folder, or "builtin" for the one that the package brings.
         execute_steps, batch, cache: see `CheckpointPolicy`.
         index: the retrieval index; needed by, and only read for, a checkpoint whose analogy map acts at rollout.
     Raises:
         UserError: no such checkpoint, one of stage 1, a damaged one, or an index is needed and not given.
     """
+    checkpoint = place_of(checkpoint)
     if read_described(checkpoint).kind == "analogy":
         return load_analogy(checkpoint, device, batch)
     loaded = load_checkpoint(checkpoint, device, kind="policy")
@@ -309,7 +311,7 @@ def policy_factory(
         threads: of torch while it plans. One is best beside simulators on the same cores: threads that wait for each
             other in every layer lose more than they share.
     """
-    identity = {"checkpoint": str(checkpoint), "hash": checkpoint_hash(checkpoint)}
+    identity = {"checkpoint": str(checkpoint), "hash": checkpoint_hash(place_of(checkpoint))}
 
     def make() -> CheckpointPolicy | AnalogyPolicy:
         torch.set_num_threads(threads)
