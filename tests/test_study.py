@@ -21,6 +21,7 @@ from arvrm.study import StudyConfig, study
 from arvrm.study.controls import OffSeer, TellingWorld, mean_motion, thing
 from arvrm.study.run import (
     Cell,
+    _Made,
     cells_of,
     interval,
     load_settings,
@@ -196,6 +197,13 @@ TINY = {
             "evaluate": {"max_steps": 150},
             "control": {"places": "true"},
         },
+        "never": {
+            "title": "left out",
+            "pretrain": {},
+            "finetune": {"motion": "analogy"},
+            "evaluate": {},
+            "leave_out": ["close_drawer"],
+        },
         "robots": {
             "title": "control",
             "pretrain": {},
@@ -234,6 +242,9 @@ def test_study_makes_what_cells_share_once_and_goes_on_where_it_was(tmp_path, mo
     true = load_results(tmp_path / "out" / "cells" / "true-two-2-builtin-1-0.json")
     assert true["average_length"] == 1.0, "who knows where things are carries demonstrations over"
     assert true["policy_identity"]["control"]["places"] == "true"
+    made = _Made(tmp_path / "out", config, load_settings(str(file)))
+    left = made._demonstrations(Cell("never", "two", "all", "builtin", 0, 1))
+    assert left["tasks"] == ["open_drawer"] and "episodes_per_task" not in left
     file.write_text(json.dumps(merged(TINY, {"rows": {"hands": {"title": "another"}}})))
     with pytest.raises(UserError, match="row 'hands' has other settings now"):
         study(dataclasses.replace(config, resume=True))

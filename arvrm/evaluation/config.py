@@ -49,8 +49,8 @@ class EvaluateConfig:
         answer_seconds: that it may take to be there, and to answer; then the chain is a failure.
         world: package.module:factory of a simulator of one's own (docs/extending.md); None: the play table.
         robot: package.module:object of a robot that only one's own code knows; None: those that are known by name.
-        checkpoint: folder of the learnt policy, or "builtin": the one that the package brings. index: retrieval index, if
-            the policy retrieves at rollout.
+        checkpoint: folder of the learnt policy, or "builtin": the package's. index: retrieval index, if the policy
+            retrieves at rollout.
         execute_steps: actions of a chunk executed before planning again; None: the checkpoint's own.
         protocol: chains (LH-MTLC) or single (every task alone, from `starts` random starts).
         scene: A, B, C or D.

@@ -53,6 +53,7 @@ class Row:
         finetune: changes to the settings' stage 2.
         evaluate: changes to the settings' evaluation.
         control: what is replaced of the policy by analogy.
+        leave_out: tasks that no demonstration shows, only hands; these alone are evaluated then.
     """
 
     title: str
@@ -63,6 +64,7 @@ class Row:
     clips: int | None = bounded(None, least=1, most=10**7)
     words: Literal["own", "shuffled"] = "own"
     control: Control = Control()
+    leave_out: tuple[str, ...] = ()
     said: Literal["own", "another"] = "own"
 
     def __post_init__(self) -> None:
@@ -257,7 +259,8 @@ class _Made:
         file = self.output / "cells" / f"{cell.name}.json"
         if file.is_file():
             return False
-        row, tasks = self.settings.rows[cell.row], self._tasks(cell)
+        row = self.settings.rows[cell.row]
+        tasks = row.leave_out or self._tasks(cell)
         policy = self.policy(cell)
         values = merged(
             {**self.settings.evaluate, **SCENES[cell.scene], "seed": cell.seed},
@@ -318,8 +321,9 @@ class _Made:
 
     def _demonstrations(self, cell: Cell) -> dict[str, Any]:
         data: dict[str, Any] = {"stores": [str(self._store("robot", self.settings.robot))], "seed": cell.seed}
-        if tasks := self._tasks(cell):
-            data["tasks"] = list(tasks)
+        left_out = self.settings.rows[cell.row].leave_out
+        if (tasks := self._tasks(cell)) or left_out:
+            data["tasks"] = [task for task in tasks or TASKS if task not in left_out]
         if cell.demonstrations != "all":
             data["episodes_per_task"] = int(cell.demonstrations)
         return data
