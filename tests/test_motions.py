@@ -24,7 +24,7 @@ from arvrm.motions import (
     path_of,
     save_library,
 )
-from arvrm.motions.camera import on_plane, project
+from arvrm.motions.camera import on_plane, project, read_camera
 from arvrm.motions.path import STEP_M, entry_of
 from arvrm.robots.calvin import CALVIN
 from arvrm.robots.vector import Ranges, VectorRobot
@@ -183,3 +183,13 @@ def test_motions_of_other_words_are_left_out_and_the_nearest_of_the_same_words_c
     words = motions[0].words
     terms = retriever.terms(words, motions[0].motion, motions[0].hand, np.zeros(7), np.zeros((3, 3)), np.zeros(3))
     assert retriever.ranked(terms) == [0]
+
+
+def test_camera_of_calvin_is_that_of_its_scenes():
+    from arvrm.sim.builtin import builtin_scene
+    from arvrm.sources.truth import camera_matrix
+
+    camera = read_camera("calvin")
+    true = np.array(camera_matrix(builtin_scene("D").static_camera, 96))
+    points = np.array([[0.1, -0.1, 0.46], [-0.3, 0.1, 0.6]])
+    np.testing.assert_allclose(project(camera, points), project(true, points), atol=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from arvrm.files import read_json
 from arvrm.interface import UserError
 
+CALVIN = "calvin"
 LEAST_PAIRS = 8
 """Pairs of point and pixel from which a camera is fitted at least."""
 _BEND = 0.5
@@ -87,10 +89,14 @@ def fit_camera(points: np.ndarray, pixels: np.ndarray, weights: np.ndarray | Non
 def read_camera(file: str | Path) -> np.ndarray:
     """Read a calibrated camera: JSON {"camera": (3, 4) numbers that take x, y, z, 1 (m) to u w, v w, w (pixels of 96)}.
 
+    "calvin" is the static camera of CALVIN's play table, the same in all its scenes and in the built-in ones.
+
     Raises:
         UserError: the file is no such thing.
     """
     remedy = 'give JSON {"camera": three rows of four numbers}, pixels of an image of 96'
+    if str(file) == CALVIN and not Path(CALVIN).exists():
+        file = str(resources.files("arvrm").joinpath("resources", "calvin_camera.json"))
     values = read_json(Path(file), remedy).get("camera")
     try:
         camera = np.array(values, np.float64)

@@ -42,8 +42,8 @@ class AnalogyFitConfig:
     """How m and the library of motions are made, with motion=analogy.
 
     Attributes:
-        camera: JSON file of the static camera, calibrated (`motions.read_camera`); null: it is fitted from where the
-            demonstrations' grippers were and where the hand is predicted there.
+        camera: JSON file of the static camera, calibrated (`motions.read_camera`), or calvin; null: it is fitted from
+            where the demonstrations' grippers were and where the hand is predicted there.
         seed: of the map's start.
         retrieve: weights of the terms by which a motion is chosen.
     """
