@@ -27,14 +27,14 @@ class RetrieveConfig:
             motions are candidates, words count a third and what the hand does three times as much.
     """
 
-    words: float = bounded(6.0, least=0, most=100)
+    words: float = bounded(3.0, least=0, most=100)
     motion: float = bounded(1.0, least=0, most=100)
     place: float = bounded(0.5, least=0, most=100)
     start: float = bounded(1.0, least=0, most=100)
     held: float = bounded(0.5, least=0, most=100)
     turn: float = bounded(0.3, least=0, most=100)
-    margin: float = bounded(0.04, least=0, most=2)
-    known: float = bounded(0.75, least=-1, most=1)
+    margin: float = bounded(0.05, least=0, most=2)
+    known: float = bounded(0.65, least=-1, most=1)
 
     __post_init__ = check_bounds
 

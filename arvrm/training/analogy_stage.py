@@ -31,7 +31,7 @@ from arvrm.windows import EpisodeTable, store_fingerprint
 if TYPE_CHECKING:
     from arvrm.training.finetuning import FinetuneConfig
 
-_PLAIN = 0.45
+_PLAIN = 1.0
 """Places' own token tells tasks apart; plain words, less, what it has not learnt."""
 _END_COUNTS = 0.2
 """How much the end of a motion counts in fitting m, against its touch."""
