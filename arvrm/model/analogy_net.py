@@ -65,14 +65,16 @@ class AnalogyNet(nn.Module):
 
     def fitted(self) -> dict[str, Any]:
         """Return m's arrays and numbers by name, as `motions.HandMap` takes them."""
-        arrays: dict[str, Any] = {name: getattr(self, name).cpu().numpy() for name in ("position", "camera")}
-        return arrays | dict(zip(NUMBERS, self.numbers.tolist(), strict=True))
+        held = dict(self.named_buffers(recurse=False))
+        arrays: dict[str, Any] = {name: held[name].cpu().numpy() for name in ("position", "camera")}
+        return arrays | dict(zip(NUMBERS, held["numbers"].tolist(), strict=True))
 
     def keep(self, fitted: Mapping[str, Any]) -> None:
         """Take over what `fitted` returns."""
+        held = dict(self.named_buffers(recurse=False))
         for name in ("position", "camera"):
-            getattr(self, name).copy_(torch.from_numpy(np.asarray(fitted[name], np.float64)))
-        self.numbers.copy_(torch.tensor([float(fitted[name]) for name in NUMBERS], dtype=torch.float64))
+            held[name].copy_(torch.from_numpy(np.asarray(fitted[name], np.float64)))
+        held["numbers"].copy_(torch.tensor([float(fitted[name]) for name in NUMBERS], dtype=torch.float64))
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
         return self.vlm(batch)

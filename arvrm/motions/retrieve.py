@@ -39,7 +39,7 @@ class RetrieveConfig:
     __post_init__ = check_bounds
 
 
-TERMS = ("words", "motion", "place", "start", "held", "turn")
+TERMS: tuple[str, ...] = ("words", "motion", "place", "start", "held", "turn")
 _MOTION_PX, _PLACE_PX, _START_M, _HELD_M, _TURN_RAD = 4.0, 12.0, 0.15, 0.02, 0.7
 """Differences at which a similarity has fallen to 1 / e."""
 _UNSHOWN = np.array([1 / 3, 3, 1, 1, 1, 1])

@@ -101,8 +101,9 @@ class PlaceSeer:
         self._middle_yaw = float(np.arctan2(np.sin(self._yaw).sum(), np.cos(self._yaw).sum()))
         everything = np.concatenate([one.path.poses[:, :3] for one in self.motions])
         starts = np.array([one.start[:6] for one in self.motions])
-        self.lookout = np.concatenate([np.median(starts[:, :3], 0), starts[0, 3:]])
-        self.lookout[2] = starts[:, 2].max()
+        lookout = np.concatenate([np.median(starts[:, :3], 0), starts[0, 3:]])
+        lookout[2] = starts[:, 2].max()
+        self.lookout: np.ndarray | None = lookout
         self._low, self._high = everything.min(0) - _REACH_M, everything.max(0) + _REACH_M
 
     def look(self, requests: list[PlanRequest]) -> list[Sight]:
@@ -137,7 +138,7 @@ class PlaceSeer:
             if number == 0 and not inside[ranked[0]]:
                 notes.append("place out of reach")
             for rank, row in enumerate(ranked):
-                named = dict(zip(TERMS, (float(value) for value in terms[row]), strict=True))
+                named: dict[str, float] = dict(zip(TERMS, map(float, terms[row]), strict=True))
                 named["score"] = float(terms[row] @ self.retriever.weights)
                 end = None if ends is None or not ends[row].any() else reached[row] + ends[row]
                 goal = Goal(reached[row], float(turns[row]), end, shares[number])

@@ -100,6 +100,7 @@ def explanation(policy: AnalogyPolicy, checkpoint: str | Path, picture: Picture,
     seer = policy.seer
     assert isinstance(seer, PlaceSeer)
     # Without a robot in the picture the way begins where motions do.
+    assert seer.lookout is not None
     robot = np.append(seer.lookout, OPEN_M) if picture.robot is None else picture.robot
     sight = seer.sight(picture.image, sentence, robot)
     choice = sight.choices[0] if sight.choices else None
@@ -131,7 +132,7 @@ def explanation(policy: AnalogyPolicy, checkpoint: str | Path, picture: Picture,
             (one.motion.id, one.motion.sentence, one.hypothesis, list(one.terms.values()))
             for one in sight.choices[:_LISTED]
         ],
-        rows=[*zip("xyz", m.position, strict=True), ("finger 1", m.across[0]), ("finger 2", m.across[1])],
+        rows=list(zip("xyz", m.position, strict=True)),
         tips=float(m.tips_mass),
     )
 
