@@ -431,7 +431,9 @@ def test_store_of_an_unknown_robot_can_be_read_but_not_asked_for_it(tmp_path, sl
 
 
 def test_human_table_holds_nothing_privileged():
-    assert set(HAND_ARRAYS) == {"keypoints", "visible"}
+    assert {name for name, spec in HAND_ARRAYS.items() if spec.required} == {"keypoints", "visible"}
+    # What a headset that tracks hands measures, and nothing of a simulator.
+    assert set(HAND_ARRAYS) == {"keypoints", "visible", "camera_pose", "grippers", "grippers_seen"}
 
 
 def test_missing_store_and_names_are_refused_in_one_line(tmp_path):

@@ -345,7 +345,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(made, name):
     tried()
 
 
-NOT_RUN = ("demo", "generate", "evaluate", "hands fetch-model", "sim verify", "sim doctor")
+NOT_RUN = ("demo", "study", "generate", "evaluate", "hands fetch-model", "sim verify", "sim doctor")
 """Verbs that do real work, or ask the network, without any input."""
 
 
