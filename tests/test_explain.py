@@ -21,6 +21,7 @@ def test_photo_of_any_shape_gets_a_page(tmp_path):
     command = [sys.executable, "-m", "arvrm", "explain", *words, "--output", str(tmp_path / "page.html")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "page.html"), done.stderr
+    assert "Warning" not in done.stderr
     page = (tmp_path / "page.html").read_text()
     assert "its middle square" in page and "demo-0" in page and "press &lt;b&gt;it&lt;/b&gt;" in page
     assert "place seen with low confidence" in page, "an untrained network is sure of nothing, and the page says so"

@@ -334,6 +334,6 @@ def predict_hands(
         raise UserError("places: this stage 1 was trained without; train one with model.places.enabled=true")
     device = next(net.parameters()).device
     text, mask = text_encoder.tokens(sentences)
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device)
     found = net.eval().predict(pixels, text.to(device), mask.to(device))
     return PredictedHands(**{name: value.cpu().numpy() for name, value in found.items()})
