@@ -128,6 +128,15 @@ def without_default(kind: type) -> list[str]:
     return [field.name for field in fields if field.default is missing and field.default_factory is missing]
 
 
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return settings (JSON-able objects) changed, section by section."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.4) -> str:
     """Return "; did you mean ...?", or "" where nothing known is like `name` (0: the nearest always)."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from arvrm import files
-from arvrm.config import bounded, check_bounds, from_dict
+from arvrm.config import bounded, check_bounds, from_dict, merged
 from arvrm.interface import UserError
 from arvrm.results import load_results, save_results, source_commit, table
 
@@ -168,7 +168,7 @@ def load_settings(config: DemoConfig) -> dict[str, Any]:
     for section in sections:
         if not isinstance(settings.get(section, {}), dict):
             raise UserError(f"demo settings: {section} is no section; write it as an object with keys")
-        settings[section] = _merged(settings.get(section, {}), getattr(config, section))
+        settings[section] = merged(settings.get(section, {}), getattr(config, section))
     unknown = settings.keys() - {*sections, "tasks", "note"}
     if unknown:
         raise UserError(f"demo settings: unknown section {sorted(unknown)[0]!r}; use {', '.join(sections)}, tasks")
@@ -178,19 +178,11 @@ def load_settings(config: DemoConfig) -> dict[str, Any]:
         if tasks:
             settings[stage] = {"tasks": list(tasks), **settings[stage]}
     for stage in ("pretrain", "finetune"):
-        settings[stage] = _merged({"model": model}, settings[stage])
+        settings[stage] = merged({"model": model}, settings[stage])
     # Shares of the time that was asked for, not of what is left: a resumed run must find the same configuration.
     for stage, share in settings["time_share"].items():
-        settings[stage] = _merged(settings[stage], {"train": {"max_minutes": round(share * config.minutes, 3)}})
+        settings[stage] = merged(settings[stage], {"train": {"max_minutes": round(share * config.minutes, 3)}})
     return settings
-
-
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def _begin(config: DemoConfig, output: Path, settings: dict[str, Any]) -> None:
@@ -232,7 +224,7 @@ def _pretrain(output: Path, settings: dict[str, Any]) -> None:
     from arvrm.training import PretrainConfig, pretrain
 
     folder = output / "pretrain"
-    values = _merged(settings["pretrain"], {"output": str(folder), "data": _data(output, "human")})
+    values = merged(settings["pretrain"], {"output": str(folder), "data": _data(output, "human")})
     pretrain(from_dict(PretrainConfig, values | _onward(folder), "demo.pretrain"))
 
 
@@ -240,7 +232,7 @@ def _finetune(output: Path, settings: dict[str, Any]) -> None:
     from arvrm.training import FinetuneConfig, finetune
 
     folder = output / "policy"
-    values = _merged(
+    values = merged(
         settings["finetune"],
         {
             "output": str(folder),

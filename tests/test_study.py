@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_stores import human_store
 
-from arvrm.config import from_dict
+from arvrm.config import from_dict, merged
 from arvrm.episodes import EpisodeStore
 from arvrm.evaluation import EvaluateConfig
 from arvrm.evaluation.jobs import make_jobs
@@ -25,7 +25,6 @@ from arvrm.study.run import (
     cells_of,
     interval,
     load_settings,
-    merged,
     noted,
     rows_of,
     write_clips,

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from arvrm.config import bounded, check_bounds
 from arvrm.interface import LONGEST_SENTENCE, SCENES, UserError
 from arvrm.show.explain import Picture
@@ -86,17 +84,14 @@ def _picture_of(config: ExplainConfig, policy: AnalogyPolicy) -> Picture:
 
 
 def _photo(path: str) -> Picture:
-    from PIL import Image
-
-    from arvrm.sources.video import VideoError, rgb_of, warnings_as_errors
+    from arvrm.sources.video import DamagedImage, VideoError, read_image
 
     try:
-        with warnings_as_errors(), Image.open(path) as opened:
-            image = rgb_of(opened)
+        image = read_image(path)
+    except DamagedImage as error:
+        raise UserError(f"{path}: cannot be read as a picture ({error}); give a JPEG or PNG") from error
     except VideoError as error:
         raise UserError(f"{path}: {error}; give a smaller picture, or a JPEG or PNG") from error
-    except (OSError, ValueError, SyntaxError, Warning, MemoryError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as a picture ({error}); give a JPEG or PNG") from error
     side = min(image.shape[:2])
     top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
     cut = "" if image.shape[0] == image.shape[1] else ", its middle square"
@@ -114,7 +109,7 @@ def _frame(config: ExplainConfig, policy: AnalogyPolicy) -> Picture:
     if config.episode not in store:
         raise UserError(f"{config.store}: has no episode {config.episode!r}; `arvrm inspect` lists them")
     header = store.header(config.episode)
-    row = max(int(np.searchsorted(header.image_steps, config.step, side="right")) - 1, 0)
+    row = header.frame_at(config.step)
     step = int(header.image_steps[row])
     camera = next(iter(header.cameras))
     image = store.frames(config.episode, camera, [row])[0]

@@ -59,6 +59,10 @@ class EpisodeHeader:
         """F, stored images per camera."""
         return len(self.image_steps)
 
+    def frame_at(self, step: int) -> int:
+        """Row of the latest image at or before a step; the first one for earlier steps."""
+        return max(int(np.searchsorted(self.image_steps, step, side="right")) - 1, 0)
+
     @property
     def depth_scale(self) -> str:
         """Which of `hands.coordinates.DEPTH_SCALES` a clip's keypoints have."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from arvrm.config import bounded, check_bounds
+from arvrm.hands.skeleton import TIPS
 from arvrm.motions.library import Motion
 
 
@@ -108,6 +109,4 @@ class Retriever:
 
 def acting_points(hand: np.ndarray) -> np.ndarray:
     """(..., 2): the middle of the tips of thumb and index finger of hands (..., 21, 2)."""
-    from arvrm.hands.skeleton import TIPS
-
     return np.asarray(hand, np.float64)[..., list(TIPS[:2]), :].mean(-2)

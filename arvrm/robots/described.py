@@ -18,6 +18,7 @@ import numpy as np
 from arvrm.config import bounded, check_bounds, from_dict, to_dict
 from arvrm.files import read_json
 from arvrm.interface import ActionLayout, ArraySpec, Camera, RobotBatch, UserError
+from arvrm.robots.vector import check_binary
 
 FORMAT = "arvrm-robot-1"
 _BEYOND = 1e-3
@@ -292,10 +293,7 @@ class DescribedRobot:
                 f"{value}; {self.name} is described with {known.low[column]:g} to {known.high[column]:g}: widen "
                 "action.low and action.high there, or mend the recording"
             )
-        wrong = ~np.isin(actions[:, continuous:], (-1.0, 1.0))
-        if wrong.any():
-            row, column = np.argwhere(wrong)[0] + (0, continuous)
-            raise UserError(f"{place}[{row}, {column}] is {actions[row, column]:g}; it is exactly -1 or 1")
+        check_binary(place, actions, continuous)
 
     def landmark_offsets(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         raise UserError(f"robot {self.name}: has no landmarks; set loss.localisation and loss.geometry to 0")

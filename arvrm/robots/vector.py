@@ -118,10 +118,7 @@ class VectorRobot:
             low, high = self.statistics.low[column], self.statistics.high[column]
             value = f"{place}[{row}, {column}] ({self.components[column]}) is {actions[row, column]:g}"
             raise UserError(f"{value}; it lies between {low:g} and {high:g} {self.component_units[column]}")
-        wrong = ~np.isin(actions[:, continuous:], (-1.0, 1.0))
-        if wrong.any():
-            row, column = np.argwhere(wrong)[0] + (0, continuous)
-            raise UserError(f"{place}[{row}, {column}] is {actions[row, column]:g}; it is exactly -1 or 1")
+        check_binary(place, actions, continuous)
 
     def landmark_offsets(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         raise UserError(f"robot {self.name}: has no landmarks; set loss.localisation and loss.geometry to 0")
@@ -146,3 +143,11 @@ class VectorRobot:
         if self.binary:
             changed[..., -self.binary :] = np.asarray(given)[..., -self.binary :]
         return changed.astype(np.float32)
+
+
+def check_binary(place: str, actions: np.ndarray, continuous: int) -> None:
+    """Raise UserError, naming `place`, where a number (n, A) after the `continuous` ones is not exactly -1 or 1."""
+    wrong = ~np.isin(actions[:, continuous:], (-1.0, 1.0))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0] + (0, continuous)
+        raise UserError(f"{place}[{row}, {column}] is {actions[row, column]:g}; it is exactly -1 or 1")

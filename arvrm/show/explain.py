@@ -143,7 +143,7 @@ def _demonstration(metadata: CheckpointMetadata, motion: Motion) -> tuple[list[t
         if motion.id not in store:
             continue
         header = store.header(motion.id)
-        rows = [0, max(int(np.searchsorted(header.image_steps, motion.path.touch, side="right")) - 1, 0)]
+        rows = [0, header.frame_at(motion.path.touch)]
         first, touch = store.frames(motion.id, next(iter(header.cameras)), rows)
         own = draw_over(first, skeleton(motion.hand[0]))
         return [("its first image, with the hand that is predicted there", own), ("at its touch", touch)], ""
@@ -154,11 +154,13 @@ def _clip(
     metadata: CheckpointMetadata, seer: PlaceSeer, hands: PredictedHands, sentence: str
 ) -> tuple[list[tuple[str, np.ndarray]], str]:
     """A clip that stage 1 learnt from, the nearest by words and then by place, at its touch; or why there is none."""
+    gone = "The clips that stage 1 learnt from are not here any more."
+    if metadata.pretrained is None:
+        return [], gone
     try:
-        assert metadata.pretrained is not None
         before = metadata_from(read_described(metadata.pretrained).metadata, metadata.pretrained)
-    except (UserError, AssertionError):
-        return [], "The clips that stage 1 learnt from are not here any more."
+    except UserError:
+        return [], gone
     said = sentence_words(seer.net.vlm, seer.text, [sentence])[0]
     for store in _stores(before):
         headers = [header for header in store.headers() if header.embodiment == "human" and header.instruction]
@@ -171,11 +173,10 @@ def _clip(
         own = predict_hands(seer.net.vlm, seer.text, firsts, [header.instruction for header in best])
         apart = np.linalg.norm(own.acting[:, 0] - hands.acting[0, 0], axis=1)
         header = best[int(apart.argmin())]
-        step = episode_moments(store, header.id).touch
-        row = max(int(np.searchsorted(header.image_steps, step, side="right")) - 1, 0)
+        row = header.frame_at(episode_moments(store, header.id).touch)
         frame = store.frames(header.id, next(iter(header.cameras)), [row])[0]
         return [(f"a clip of a hand that learning began with, at its touch: “{header.instruction}”", frame)], ""
-    return [], "The clips that stage 1 learnt from are not here any more."
+    return [], gone
 
 
 def _stores(metadata: CheckpointMetadata) -> Iterator[EpisodeStore]:

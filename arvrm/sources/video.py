@@ -180,18 +180,34 @@ def rgb_of(image: Any) -> np.ndarray:
     return np.asarray(upright.convert("RGB"))
 
 
-def _images(path: Path, fps: float) -> Iterator[tuple[float, float, Any]]:
+class DamagedImage(VideoError):
+    """A picture that cannot be read at all."""
+
+
+def read_image(file: str | Path) -> np.ndarray:
+    """Read a picture as `rgb_of` gives it.
+
+    Raises:
+        DamagedImage: it is missing or damaged; VideoError: as `rgb_of`.
+    """
     from PIL import Image
 
+    try:
+        with warnings_as_errors(), Image.open(file) as opened:
+            return rgb_of(opened)
+    except (OSError, ValueError, SyntaxError, Warning, MemoryError, Image.DecompressionBombError) as error:
+        raise DamagedImage(_line(error)) from error
+
+
+def _images(path: Path, fps: float) -> Iterator[tuple[float, float, Any]]:
     size = None
     for number, file in enumerate(sequence_files(path)):
         try:
-            with warnings_as_errors(), Image.open(file) as opened:
-                image = rgb_of(opened)
+            image = read_image(file)
+        except DamagedImage as error:
+            raise VideoError(f"image {file.name} is damaged ({error})") from error
         except VideoError as error:
             raise VideoError(f"image {file.name} {error}") from error
-        except (OSError, ValueError, SyntaxError, Warning, MemoryError, Image.DecompressionBombError) as error:
-            raise VideoError(f"image {file.name} is damaged ({_line(error)})") from error
         if size is not None and image.shape != size:
             shape = f"{image.shape[1]} x {image.shape[0]}"
             raise VideoError(f"image {file.name} is {shape}, unlike the first ({size[1]} x {size[0]})")

@@ -21,10 +21,11 @@ from typing import Any, Literal
 import numpy as np
 
 from arvrm import files
-from arvrm.config import bounded, check_bounds, from_dict, nearest, to_dict
+from arvrm.config import bounded, check_bounds, from_dict, merged, nearest, to_dict
 from arvrm.geometry import euler_to_matrix
 from arvrm.hands.skeleton import TIPS
 from arvrm.interface import KEYPOINTS, TASKS, Policy, UserError
+from arvrm.motions.camera import project
 from arvrm.results import load_results
 from arvrm.study.controls import Control, TellingWorld, controlled
 from arvrm.windows import EpisodeTable
@@ -150,6 +151,12 @@ class Cell:
     def name(self) -> str:
         return f"{self.row}-{self.tasks}-{self.demonstrations}-{self.scene}-{self.chains}-{self.seed}"
 
+    @classmethod
+    def named(cls, name: str) -> Cell:
+        """Invert `name`."""
+        row, tasks, count, scene, chains, seed = name.rsplit("-", 5)
+        return cls(row, tasks, count, scene, int(seed), int(chains))
+
     @property
     def group(self) -> tuple[str, str, str, str, int]:
         """What it shares with the cells of other seeds."""
@@ -183,8 +190,8 @@ def study(config: StudyConfig) -> Path:
             begin = time.perf_counter()
             if made.cell(cell):
                 durations.append(time.perf_counter() - begin)
-            write_tables(output, settings)
-    return write_tables(output, settings)
+                write_tables(output, settings)
+        return write_tables(output, settings)
 
 
 def load_settings(path: str | None) -> Settings:
@@ -434,8 +441,7 @@ def write_as_clips(table: EpisodeTable, episodes: np.ndarray, output: Path) -> N
                 points = np.repeat(obs[:, None, :3], len(KEYPOINTS), 1)
                 points[:, TIPS[0]] -= across
                 points[:, TIPS[1]] += across
-                seen = np.concatenate([points, np.ones((*points.shape[:2], 1))], -1) @ camera.T
-                keypoints = np.concatenate([seen[..., :2] / seen[..., 2:], np.zeros((*points.shape[:2], 1))], -1)
+                keypoints = np.pad(project(camera, points), ((0, 0), (0, 0), (0, 1)))  # no depth from the wrist
                 visible = ((keypoints[..., :2] >= 0) & (keypoints[..., :2] < size)).all(-1)
                 arrays = {"keypoints": keypoints.astype(np.float32), "visible": visible}
                 name = next(iter(robot.images))
@@ -445,15 +451,6 @@ def write_as_clips(table: EpisodeTable, episodes: np.ndarray, output: Path) -> N
                         robot.fps, arrays, {name: robot.images[name]}, robot.image_steps, {"synthetic": True},
                     )
                 )  # fmt: skip
-
-
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return settings changed, section by section."""
-    result = dict(base)
-    for key, value in changes.items():
-        old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return result
 
 
 def digest(values: Any) -> str:
@@ -485,8 +482,8 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
     """Return a line for every group of cells that differ in the seed only: mean, interval, by seed, worst tasks."""
     groups: dict[tuple, list[tuple[int, dict[str, Any]]]] = {}
     for file in sorted((output / "cells").glob("*.json")):
-        row, tasks, count, scene, chains, seed = file.stem.rsplit("-", 5)
-        groups.setdefault((row, tasks, count, scene, int(chains)), []).append((int(seed), load_results(file)))
+        cell = Cell.named(file.stem)
+        groups.setdefault(cell.group, []).append((cell.seed, load_results(file)))
     lines = []
     for (row, tasks, count, scene, chains), found in groups.items():
         lengths = [np.array([chain["completed"] for chain in results["chains"]], float) for _, results in found]
