@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -664,3 +665,13 @@ def test_opening_a_large_store_is_quick(tmp_path):
     assert time.perf_counter() - begin < 0.1
     assert len(store.ids) == 20000
     assert time.perf_counter() - begin < 1
+
+
+def test_store_whose_file_has_the_number_of_a_deleted_one_can_be_opened(tmp_path):
+    """As a file system gives it to the next file, here with a second name of the same one."""
+    before = write(tmp_path / "before", human_episode())
+    assert len(before) == 1
+    (tmp_path / "after").mkdir()
+    os.link(tmp_path / "before" / "data.mdb", tmp_path / "after" / "data.mdb")
+    shutil.rmtree(tmp_path / "before")
+    assert EpisodeStore(tmp_path / "after").ids == ("human-A-000000",)

@@ -39,17 +39,7 @@ class Database:
         if write:
             _make_lock_file(path)
         try:
-            self.env = lmdb.open(
-                str(path),
-                map_size=MAP_START if write else 0,
-                max_dbs=len(TABLES),
-                readonly=not write,
-                create=write,
-                lock=write,
-                readahead=False,
-                meminit=True,  # else pages keep what memory held before: other bytes each time
-                max_spare_txns=8,
-            )
+            self.env = self._opened(path, write)
         except lmdb.Error as error:
             if reason := disk_error(error):
                 raise UserError(f"{path}: cannot be written ({reason}); free or choose another place") from error
@@ -70,6 +60,38 @@ class Database:
         except BaseException:
             self.env.close()
             raise
+        self.file = _identity(path)
+
+    @classmethod
+    def _opened(cls, path: Path, write: bool) -> lmdb.Environment:
+        def opened() -> lmdb.Environment:
+            return lmdb.open(
+                str(path),
+                map_size=MAP_START if write else 0,
+                max_dbs=len(TABLES),
+                readonly=not write,
+                create=write,
+                lock=write,
+                readahead=False,
+                meminit=True,  # else pages keep what memory held before: other bytes each time
+                max_spare_txns=8,
+            )
+
+        try:
+            return opened()
+        except lmdb.Error as error:
+            if "already open" not in str(error):
+                raise
+            # LMDB knows files by their numbers, and a file system gives that of a deleted store to a new one.
+            cls._close_gone()
+            return opened()
+
+    @classmethod
+    def _close_gone(cls) -> None:
+        """Close databases whose file was deleted."""
+        for database in list(cls._live.values()):
+            if not database.closed and database.pid == os.getpid() and _identity(database.path) != database.file:
+                database.close()
 
     @classmethod
     def reading(cls, path: Path) -> Database:
@@ -118,6 +140,15 @@ class Database:
     def __del__(self) -> None:
         if hasattr(self, "env"):
             self.close()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and number of a store's file; None: there is none."""
+    try:
+        found = (path / "data.mdb").stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _make_lock_file(path: Path) -> None:
