@@ -110,6 +110,8 @@ class PolicySpec:
         bounded: its continuous actions stay within -1..1 (as `Robot.encode_actions` has them), and others are refused
             as mistakes; false: they may leave it, and are executed as they are (imported policies, whose originals
             clip nothing).
+        looks_when_needed: its requests come without images; where it needs them to plan, it answers `ImagesWanted`, and
+            is asked again with them. For a policy that follows a plan and looks up now and then; it has no history.
     """
 
     robot: str | None
@@ -118,6 +120,7 @@ class PolicySpec:
     execute_steps: int = 1
     batch: int = 1
     bounded: bool = True
+    looks_when_needed: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,10 @@ class PlanFailed(Exception):
     a failure with this reason, and the other requests of the batch have their plans."""
 
 
+class ImagesWanted(Exception):
+    """`Policy.plan` may return it in a chunk's place, if `PolicySpec.looks_when_needed`: ask again, with images."""
+
+
 class Policy(Protocol):
     """Plans chunks of actions for a batch of simulators. Must not keep state that changes results with batch order.
 
@@ -178,7 +185,7 @@ class Policy(Protocol):
 
     spec: PolicySpec
 
-    def plan(self, requests: list[PlanRequest]) -> Sequence[np.ndarray | PlanFailed]:
+    def plan(self, requests: list[PlanRequest]) -> Sequence[np.ndarray | PlanFailed | ImagesWanted]:
         """Return one (C, A) float32 array of actions per request, C >= spec.execute_steps.
 
         Columns and units are those of the robot's `actions`; CALVIN's: 3 position, 3 Euler in [-1, 1] (unless

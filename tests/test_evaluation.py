@@ -16,9 +16,11 @@ import pytest
 from arvrm import evaluation
 from arvrm.config import from_dict
 from arvrm.evaluation import EvaluateConfig, Job, Rollout, checked_chunk, evaluate, make_jobs, needs_images, sentences
+from arvrm.evaluation.planner import Planner
 from arvrm.evaluation.playtable import PlayTableWorld
+from arvrm.evaluation.rollout import PolicyCrash, check_robots
 from arvrm.films import read_film
-from arvrm.interface import TASKS, Drawing, Observation, PlanRequest, PolicySpec, Stroke, UserError
+from arvrm.interface import TASKS, Drawing, ImagesWanted, Observation, PlanRequest, PolicySpec, Stroke, UserError
 from arvrm.results import load_results, table
 from arvrm.robots import CALVIN
 from arvrm.sim.render import CameraShift
@@ -154,6 +156,56 @@ def test_history_holds_the_frames_at_the_offsets_and_repeats_the_first_before_th
 def test_images_are_rendered_only_where_a_plan_looks(offsets, execute, expected):
     spec = PolicySpec("calvin", history_offsets=offsets, execute_steps=execute)
     assert {step for step in range(10) if needs_images(spec, step)} == expected
+
+
+class Glancing(Steady):
+    """Needs images at every third plan only."""
+
+    def __init__(self):
+        super().__init__((0,))
+        self.spec = dataclasses.replace(self.spec, looks_when_needed=True)
+
+    def plan(self, requests):
+        return [
+            ImagesWanted() if one.step % 12 == 0 and not one.history[0].images else self.chunk(one) for one in requests
+        ]
+
+
+def test_a_policy_that_looks_when_needed_has_images_rendered_only_where_it_asks_for_them(tmp_path):
+    planner = Planner(Glancing())
+    settings, asked, planned = config(tmp_path), [], []
+
+    def plan(request):
+        kind, value = planner.answer([request])[0]
+        assert kind == "actions"
+        (asked if value is None else planned).append(request.step)
+        return value
+
+    world = SmallWorld(settings, planner.policy.spec)
+    record = Rollout(world, jobs(1)[0], settings, planner.policy.spec, plan).run()
+    assert asked == [step for step in planned if step % 12 == 0] and 0 < len(asked) < len(planned)
+    assert world.renders == len(asked) and planner.plans == len(planned)
+    assert record == rollout(Steady((0,)))[1]
+    assert outcomes(evaluate(Glancing, settings, SmallWorld, jobs(1)))[0]["steps"] == list(record.steps)
+
+
+def test_images_are_wanted_by_those_only_that_say_so_and_not_twice(tmp_path):
+    class Blind(Glancing):
+        def plan(self, requests):
+            return [ImagesWanted() for _ in requests]
+
+    blind, undeclared = Planner(Blind()), Planner(Blind())
+    undeclared.policy.spec = dataclasses.replace(blind.policy.spec, looks_when_needed=False)
+    request = PlanRequest("open drawer", (Observation({}),), rollout=0, step=0)
+    assert undeclared.answer([request]) == [("crash", "it wants images, and its spec does not say looks_when_needed")]
+    settings = config(tmp_path)
+    world = SmallWorld(settings, blind.policy.spec)
+    made = Rollout(world, jobs(1)[0], settings, blind.policy.spec, lambda request: None)
+    with pytest.raises(PolicyCrash, match="images again"):
+        made.run()
+    backwards = dataclasses.replace(blind.policy.spec, history_offsets=(-3, 0))
+    with pytest.raises(UserError, match=r"looks when needed, and back \(-3, 0\)"):
+        check_robots(backwards, SmallWorld(settings, backwards))
 
 
 def test_rendered_frames_are_counted_by_the_world():

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from arvrm.evaluation.workers import one_line
-from arvrm.interface import Drawing, PlanFailed, PlanRequest, Policy, UserError
+from arvrm.interface import Drawing, ImagesWanted, PlanFailed, PlanRequest, Policy, UserError
 
-Answer = tuple[str, np.ndarray | str]
-"""("actions", (C, A) chunk) or ("crash", one line)."""
+Answer = tuple[str, np.ndarray | str | None]
+"""("actions", (C, A) chunk), ("actions", None): with images, please; or ("crash", one line)."""
 
 
 class Planner:
@@ -35,8 +35,8 @@ class Planner:
             raise
         except Exception as error:
             answers = [self._alone(request) for request in requests] if len(requests) > 1 else [_crash(error)]
-        self.plans += len(requests)
-        self.batches += 1
+        self.plans += sum(value is not None for _, value in answers)
+        self.batches += any(value is not None for _, value in answers)
         self.seconds += time.perf_counter() - begin
         return answers
 
@@ -45,7 +45,17 @@ class Planner:
         chunks = self.policy.plan(requests)
         if len(chunks) != len(requests):
             raise ValueError(f"{len(chunks)} chunks for {len(requests)} requests")
-        return [("crash", str(chunk)) if isinstance(chunk, PlanFailed) else ("actions", chunk) for chunk in chunks]
+        return [self._answer(chunk) for chunk in chunks]
+
+    def _answer(self, chunk: np.ndarray | PlanFailed | ImagesWanted) -> Answer:
+        assert self.policy is not None
+        if isinstance(chunk, PlanFailed):
+            return "crash", str(chunk)
+        if not isinstance(chunk, ImagesWanted):
+            return "actions", chunk
+        if not self.policy.spec.looks_when_needed:
+            return "crash", "it wants images, and its spec does not say looks_when_needed"
+        return "actions", None
 
     def _alone(self, request: PlanRequest) -> Answer:
         try:

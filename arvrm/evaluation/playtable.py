@@ -74,7 +74,9 @@ class PlayTableWorld:
         return Observation({"robot_obs": self.env.robot_obs(), "target_pose": self.env.target_pose()})
 
     def cameras(self, film: bool = False) -> dict[str, np.ndarray]:
-        return self.env.render_cameras(sizes=FILM_SIZES if film else None)
+        if film or not self.spec.image_sizes:
+            return self.env.render_cameras(sizes=FILM_SIZES if film else None)
+        return self.env.render_cameras(cameras=tuple(name.removeprefix("rgb_") for name in self.spec.image_sizes))
 
     def completed(self, start_info: dict[str, Any], info: dict[str, Any], task: str) -> bool:
         return task in self.oracle.completed(start_info, info, tasks=(task,))

@@ -45,7 +45,8 @@ class Rollout:
     job: Job
     config: EvaluateConfig
     spec: PolicySpec
-    plan: Callable[[PlanRequest], np.ndarray]
+    plan: Callable[[PlanRequest], np.ndarray | None]
+    """Returns a chunk; None: the policy wants images first."""
     progress: Callable[[int, tuple[int, ...]], None] = lambda completed, steps: None
     drawing: Drawing | None = None
     """What the policy had in mind at its last plan."""
@@ -108,8 +109,13 @@ class Rollout:
 
     def _images(self, step: int) -> dict[str, np.ndarray]:
         """Render where the policy will look: at every step that is some plan's step plus a history offset."""
-        if not self.spec.image_sizes or not needs_images(self.spec, step):
+        spec = self.spec
+        if not spec.image_sizes or spec.looks_when_needed or not needs_images(spec, step):
             return {}
+        return self.look()
+
+    def look(self) -> dict[str, np.ndarray]:
+        """Render the cameras that the policy asks for."""
         with self.clock("rendering"):
             images = self.world.cameras()
         missing = [camera for camera in self.spec.image_sizes if camera not in images]
@@ -158,9 +164,20 @@ class Chunks:
         if self.chunk is None or step % spec.execute_steps == 0:
             history = tuple(self.observed[max(0, step + offset)] for offset in spec.history_offsets)
             request = PlanRequest(self.instruction, history, rollout=rollout.job.index, step=step)
-            with rollout.clock("policy"):
-                self.chunk = checked_chunk(rollout.plan(request), spec, request, rollout.world.robot)
+            self.chunk = checked_chunk(self._planned(request), spec, request, rollout.world.robot)
         return self.chunk[step % spec.execute_steps]
+
+    def _planned(self, request: PlanRequest) -> np.ndarray:
+        with self.rollout.clock("policy"):
+            chunk = self.rollout.plan(request)
+        if chunk is not None:
+            return chunk
+        seen = self.observed[request.step] = replace(self.observed[request.step], images=self.rollout.look())
+        with self.rollout.clock("policy"):
+            chunk = self.rollout.plan(replace(request, history=(seen,)))
+        if chunk is None:
+            raise PolicyCrash("it wanted images again where it had them")
+        return chunk
 
 
 def checked_chunk(chunk: np.ndarray, spec: PolicySpec, request: PlanRequest, robot: Robot) -> np.ndarray:
@@ -196,6 +213,8 @@ def check_robots(spec: PolicySpec, world: World) -> None:
         raise UserError(
             f"evaluate: the policy moves robot {spec.robot!r}, this world has {robot.name!r}; change either"
         )
+    if spec.looks_when_needed and spec.history_offsets != (0,):
+        raise UserError(f"evaluate: the policy looks when needed, and back {spec.history_offsets}; it can look at (0,)")
     known = [camera.name for camera in robot.cameras]
     for camera in spec.image_sizes:
         if camera not in known:

@@ -80,7 +80,7 @@ def _rolled_out(
 ) -> tuple[ChainRecord, dict[str, float]]:
     """Return a chain's record and its seconds by kind of work; what crashes is on record."""
 
-    def plan(request: PlanRequest) -> np.ndarray:
+    def plan(request: PlanRequest) -> np.ndarray | None:
         connection.send(("plan", request))
         kind, value, rollout.drawing = connection.recv()
         if kind == "crash":

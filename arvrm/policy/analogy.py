@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from arvrm.interface import Drawing, PlanRequest, PolicySpec, Robot
+from arvrm.interface import Drawing, ImagesWanted, PlanRequest, PolicySpec, Robot
 from arvrm.model.checkpoint import load_checkpoint
 from arvrm.motions.library import load_library
 from arvrm.motions.path import Bent, bend, entry_of, straight
@@ -86,7 +86,7 @@ class AnalogyPolicy:
 
     def __init__(self, robot: Robot, seer: Seer, image_sizes: dict[str, int], batch: int = 1) -> None:
         self.robot, self.seer = robot, seer
-        self.spec = PolicySpec(robot.name, image_sizes, (0,), EXECUTE, batch)
+        self.spec = PolicySpec(robot.name, image_sizes, (0,), EXECUTE, batch, looks_when_needed=True)
         self._rollouts: dict[int, _Rollout] = {}
         self._notes: dict[int, Counter] = {}
 
@@ -107,9 +107,15 @@ class AnalogyPolicy:
         self._rollouts.pop(rollout, None)
         self._notes.pop(rollout, None)
 
-    def plan(self, requests: list[PlanRequest]) -> list[np.ndarray]:
+    def plan(self, requests: list[PlanRequest]) -> list[np.ndarray | ImagesWanted]:
         """Return one (EXECUTE, 7) float32 chunk per request; see `interface.Policy`."""
-        return [self._plan(request) for request in requests]
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: PlanRequest) -> np.ndarray | ImagesWanted:
+        try:
+            return self._plan(request)
+        except ImagesWanted as wanted:
+            return wanted
 
     def _plan(self, request: PlanRequest) -> np.ndarray:
         state = request.history[-1].state
@@ -120,12 +126,16 @@ class AnalogyPolicy:
             known = self._rollouts[request.rollout] = _Rollout(request.instruction, gripper=float(robot_obs[14]))
             known.leaving = rest
         self._follow(known, request, target, robot_obs[:3])
+        known.tcp = robot_obs[:3]
         return self._chunk(known, target)
 
     def _follow(self, known: _Rollout, request: PlanRequest, target: np.ndarray, tcp: np.ndarray) -> None:
-        """Begin, correct or leave the path."""
+        """Begin, correct or leave the path.
+
+        Raises:
+            ImagesWanted: it must look; nothing has changed yet.
+        """
         moved = np.inf if known.tcp is None else float(np.linalg.norm(tcp - known.tcp))
-        known.tcp = tcp
         if known.leaving:
             return
         if known.bent is None or (known.choice is None and known.cursor >= len(known.bent.poses)):
@@ -135,18 +145,17 @@ class AnalogyPolicy:
             return
         before = known.cursor < known.bent.touch
         if known.cursor >= len(known.bent.poses):
+            self._begin(known, request, target)
             self._note(request, "path over")
-            self._begin(known, request, target)
         elif before and moved < _STUCK_M and np.linalg.norm(target[:3] - tcp) > _BEHIND_M:
-            self._note(request, "blocked")
             self._begin(known, request, target)
+            self._note(request, "blocked")
         elif before and request.step - known.looked >= LOOK_EVERY:
             self._correct(known, request, target)
 
     def _begin(self, known: _Rollout, request: PlanRequest, target: np.ndarray) -> None:
         """Look, and begin the best choice among those tried least."""
-        sight = known.sight = self.seer.look([request])[0]
-        known.looked = request.step
+        sight = self._look(known, request)
         for note in sight.notes:
             self._note(request, note)
         if not sight.sure and known.elsewhere < 1 and self.seer.lookout is not None:
@@ -165,9 +174,8 @@ class AnalogyPolicy:
 
     def _correct(self, known: _Rollout, request: PlanRequest, target: np.ndarray) -> None:
         """Look again, and bend what is left of the path where the place has moved."""
-        known.looked = request.step
         assert known.choice is not None and known.bent is not None
-        sight = known.sight = self.seer.look([request])[0]
+        sight = self._look(known, request)
         again = next((choice for choice in sight.choices if choice.key == known.choice.key), None)
         if again is None or again.goal.confidence < known.choice.goal.confidence - _LESS_SURE:
             return
@@ -177,6 +185,12 @@ class AnalogyPolicy:
         if begin < path.touch:
             known.choice, known.cursor = again, 0
             known.bent = bend(path, target, again.goal, None if begin <= entry_of(path) else begin)
+
+    def _look(self, known: _Rollout, request: PlanRequest) -> Sight:
+        if not request.history[-1].images:
+            raise ImagesWanted
+        known.sight, known.looked = self.seer.look([request])[0], request.step
+        return known.sight
 
     def _chunk(self, known: _Rollout, target: np.ndarray) -> np.ndarray:
         """Return the actions that move the target along the path, one row of it a step."""
