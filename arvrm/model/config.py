@@ -204,6 +204,8 @@ class ModelConfig:
         chunk: C.
         action_queries: "each": one query an action; "one": one query for the chunk (fewer tokens).
         query_frames: frames that predict actions in training: "all" or only the "last".
+        sighted_queries: the action queries of a frame begin with its cameras' CLS tokens. Without, images reach actions
+            through attention alone, which learns to read the robot's state first and small things late or never.
         head: "regression", or "flow": flow matching for the continuous numbers (binary ones stay logits).
         flow_steps: Euler steps of the flow head in `act`.
         fwd_pred: image-prediction head.
@@ -234,6 +236,7 @@ class ModelConfig:
     chunk: int = bounded(10, least=1, most=4096)
     action_queries: Literal["each", "one"] = "each"
     query_frames: Literal["all", "last"] = "all"
+    sighted_queries: bool = False
     head: Literal["regression", "flow"] = "regression"
     flow_steps: int = bounded(8, least=1, most=10**4)
     fwd_pred: bool = False
@@ -266,6 +269,8 @@ class ModelConfig:
         if self.analogy.at_rollout == "on" and not self.analogy.enabled:
             raise ValueError("analogy.at_rollout needs analogy.enabled")
         published = self.published
+        if published is not None and self.sighted_queries:
+            raise ValueError("sighted_queries: no published architecture has them; set it to false")
         if published is not None and published.positions and self.analogy.at_rollout == "on":
             raise ValueError("published.positions leaves no place for analogy.at_rollout's token; set one of them off")
         if published is not None and published.image_decoder == "shared" and vision.encoder == "conv":

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arvrm.interface import Robot, RobotBatch, UserError
@@ -71,6 +72,8 @@ class PolicyNet(nn.Module):
                 module.requires_grad_(False)
         if self.vlm.places is not None:
             self.vlm.places.requires_grad_(False)  # nothing in stage 2 reads it
+        if config.sighted_queries:
+            self.sight = mlp(len(self.roles) * width, 2 * width, width)
         self.layout = policy_layout(
             [self.parts.camera_group(role) for role in self.roles],
             queries(config),
@@ -280,7 +283,10 @@ class PolicyNet(nn.Module):
             mask = torch.cat([mask[..., :-1], (present & frame_mask)[..., None]], dim=-1)
         tokens["language"] = z_l[:, None, None, :].expand(-1, shape[1], -1, -1)
         query = self._queries(shape[1], kinds, last or self.config.query_frames == "last")
-        window = Window(self.layout.assemble(tokens), mask, query.tokens, query.frames, query.slices, self.layout)
+        context = self.layout.assemble(tokens)
+        if self.config.sighted_queries:
+            query = self._sighted(query, context)
+        window = Window(context, mask, query.tokens, query.frames, query.slices, self.layout)
         out = self.vlm.transform(window, self)
         outputs = {
             name: out[:, start:end].unflatten(1, (-1, self.layout.count(name)))
@@ -301,6 +307,13 @@ class PolicyNet(nn.Module):
             parameter = self.vlm.next_query[None] if kind == "state" else self.image_queries.flatten(0, 1)
             chosen.append((kind, parameter, range(frames)))
         return asked(chosen, self.action_queries.device)
+
+    def _sighted(self, query: Queries, context: Tensor) -> Queries:
+        """Add to the action queries what the CLS tokens of their own frame, among context (B, T, n, d), say."""
+        seen = torch.cat([context[:, :, self.layout.where(role, "cls")] for role in self.roles], dim=-1).squeeze(2)
+        start, end = query.slices["action"]
+        added = self.sight(seen)[:, query.frames[start:end]]
+        return query._replace(tokens=query.tokens + F.pad(added, (0, 0, start, query.tokens.shape[1] - end)))
 
     def _analogy_token(self, batch: RobotBatch, f_s: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor]:
         """Return the retrieved clips' f*, pooled over clips, (B, T, d), and where there was any (B, T) bool."""
