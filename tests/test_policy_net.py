@@ -104,7 +104,7 @@ def test_masked_targets_are_not_counted(mask):
     assert not torch.equal(run(model, batch)["loss"], run(model, moved)["loss"])
 
 
-@pytest.mark.parametrize("changes", [{}, {"attention": "frame"}, {"action_queries": "one"}])
+@pytest.mark.parametrize("changes", [{}, {"attention": "frame"}, {"action_queries": "one"}, {"sighted_queries": True}])
 def test_actions_of_a_frame_see_no_later_frame(changes):
     model, batch = build(**changes), robot_batch(frames=3)
     moved = clone(batch)
@@ -126,16 +126,19 @@ def test_actions_depend_on_every_observation(key):
 
 
 @pytest.mark.parametrize("head", ["regression", "flow"])
-@pytest.mark.parametrize("action_queries", ["each", "one"])
-def test_a_plan_is_that_of_the_last_frame_within_bounds(head, action_queries):
-    model, batch = build(head=head, action_queries=action_queries, query_frames="last"), robot_batch()
+@pytest.mark.parametrize(
+    "queries",
+    [{"action_queries": "each"}, {"action_queries": "one"}, {"action_queries": "each", "sighted_queries": True}],
+)
+def test_a_plan_is_that_of_the_last_frame_within_bounds(head, queries):
+    model, batch = build(head=head, query_frames="last", **queries), robot_batch()
     plan = model.act(batch)
     assert plan.shape == (2, 4, 7) and plan.dtype == torch.float32
     assert plan[..., :6].abs().max() <= 1.0 and set(plan[..., 6].flatten().tolist()) <= {-1.0, 1.0}
     shown = run(model, batch)["actions"]
     assert shown.shape == (2, 1, 4, 7)
     assert torch.allclose(shown[:, -1, :, :6].clamp(-1, 1), plan[..., :6], atol=1e-5)
-    every = build(head=head, action_queries=action_queries, query_frames="all")
+    every = build(head=head, query_frames="all", **queries)
     assert torch.allclose(every.act(batch), plan, atol=1e-6)
 
 
@@ -146,9 +149,9 @@ def test_a_plan_does_not_depend_on_the_rest_of_the_batch(head):
     assert torch.allclose(model.act(batch)[1:2], model.act(alone), atol=1e-5)
 
 
-@pytest.mark.parametrize("geometry", [0.0, 1.0])
-def test_kept_frame_tokens_give_the_plan_that_images_give(geometry):
-    model, batch = build(loss={"geometry": geometry}), robot_batch(frames=3)
+@pytest.mark.parametrize("changes", [{}, {"loss": {"geometry": 1.0}}, {"sighted_queries": True}])
+def test_kept_frame_tokens_give_the_plan_that_images_give(changes):
+    model, batch = build(**changes), robot_batch(frames=3)
     observed = {name: batch[name] for name in ("text", "text_mask", "frame_mask", "state", "components")}
     tokens = []
     for t in range(3):
@@ -264,6 +267,29 @@ def test_the_policy_reads_where_it_takes_the_landmarks_to_be():
     later["static_points"][:, 0] += 0.2
     # A plan reads the last frame's estimate directly, and earlier ones through the transformer.
     assert not torch.equal(model.act(batch | later), plan)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_images_reach_the_actions_of_sighted_queries_many_times_as_strongly_as_by_attention_alone(seed):
+    batch = robot_batch(batch=16)
+    other = batch | {role: batch[role].roll(1, 0) for role in ("static", "gripper")}
+    moved = []
+    for sighted in (False, True):
+        model = build(seed, action_queries="one", sighted_queries=sighted)
+        moved.append((model.act(batch) - model.act(other))[..., :6].abs().mean())
+    assert moved[1] > 5 * moved[0]
+
+
+def test_a_sighted_query_sees_the_images_of_its_own_frame_and_of_every_camera():
+    model, batch = build(sighted_queries=True), robot_batch(frames=3)
+    # Nothing comes through attention.
+    for block in model.vlm.transformer.blocks:
+        torch.nn.init.zeros_(block.out.weight)
+    for role in ("static", "gripper"):
+        moved = clone(batch)
+        moved[role][:, 1] = 255 - moved[role][:, 1]
+        change = (run(model, batch)["actions"] - run(model, moved)["actions"])[..., :6].abs().amax((0, 2, 3))
+        assert change[0] == 0 and change[1] > 1e-5 and change[2] == 0
 
 
 def test_landmark_offsets_are_learnt_from_the_points_alone():
@@ -452,3 +478,5 @@ def test_parts_that_read_what_a_robot_does_not_have_are_refused():
             PolicyNet(small(loss={name: 1.0}), arm())
     with pytest.raises(UserError, match="published.state: 'official' reads CALVIN's robot, not arm"):
         PolicyNet(small(published={"state": "official"}), arm())
+    with pytest.raises(ValueError, match="sighted_queries: no published architecture"):
+        small(published={"state": "components"}, sighted_queries=True)

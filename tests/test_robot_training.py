@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import second_robot
+import torch
 from small_stores import human_store, robot_store
 from test_stages import MODEL, TRAIN, merged
 
@@ -16,6 +17,7 @@ from arvrm import files, robots
 from arvrm.config import from_dict
 from arvrm.interface import UserError
 from arvrm.model.checkpoint import load_checkpoint
+from arvrm.model.policy_net import PolicyNet
 from arvrm.robots.vector import Ranges
 from arvrm.training import (
     FinetuneConfig,
@@ -140,3 +142,26 @@ def test_folder_that_another_process_trains_into_is_refused(root, tmp_path):
     finally:
         other.communicate()
     assert finetune(again, progress=False).steps == 2
+
+
+def test_a_policy_that_is_blind_or_deaf_is_told_by_how_far_other_images_and_words_move_its_plan(root):
+    from arvrm.training.finetuning import plan_moves
+
+    config = tuning(root, "unused", "four", data={"validation": 0.5}, model={"sighted_queries": True})
+    torch.manual_seed(0)
+    network = PolicyNet(config.model, second_robot.ROBOT).eval()
+    batch = RobotData(config, network).batch_of(0)
+    batch["text"] = torch.arange(len(batch["text"]))[:, None, None] % 2 + torch.randn(1, *batch["text"].shape[1:])
+
+    def moves():
+        return plan_moves(network, batch, network(batch)["actions"][:, -1].detach())
+
+    assert set(moves()) == {"moved_by_images", "moved_by_words"} and min(moves().values()) > 1e-5
+    for camera in second_robot.ROBOT.cameras:
+        tokens = network.image_tokens(camera.role)
+        for layer in (tokens.patch, tokens.cls):
+            torch.nn.init.zeros_(layer.weight)
+    assert moves()["moved_by_images"] == 0 and moves()["moved_by_words"] > 1e-5
+    batch["text"] = batch["text"][:1].expand_as(batch["text"])
+    batch["text_mask"] = batch["text_mask"][:1].expand_as(batch["text_mask"])
+    assert set(moves()) == {"moved_by_images"}

@@ -19,6 +19,8 @@ CURVE_TITLES = {
     "loss_gripper": "gripper: cross-entropy",
     "arm_error": "arm: mean absolute error, action units",
     "gripper_accuracy": "gripper: share right",
+    "moved_by_images": "how far another image moves the plan, action units",
+    "moved_by_words": "how far another sentence moves the plan, action units",
     "loss_state": "next state: squared error",
     "loss_analogy": "analogy map",
     "loss_replay": "replay of retrieved clips",

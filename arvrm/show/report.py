@@ -16,8 +16,9 @@ from arvrm.show.exhibit_files import read_exhibits
 from arvrm.show.figures import SERIES, chain_figure, curve_figure, map_figure, page_template, safe, task_figure
 
 CURVES = (
-    "loss", "loss_arm", "loss_gripper", "arm_error", "gripper_accuracy", "loss_state", "loss_analogy", "loss_replay",
-    "loss_localisation", "loss_geometry", "loss_image", "error_1", "error_5", "error_10",
+    "loss", "loss_arm", "loss_gripper", "arm_error", "gripper_accuracy", "moved_by_images", "moved_by_words",
+    "loss_state", "loss_analogy", "loss_replay", "loss_localisation", "loss_geometry", "loss_image",
+    "error_1", "error_5", "error_10",
 )  # fmt: skip
 
 

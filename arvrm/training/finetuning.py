@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import nn
 
 from arvrm.config import bounded, check_bounds, to_dict
-from arvrm.interface import Robot, UserError
+from arvrm.interface import PolicyNetwork, Robot, RobotBatch, UserError
 from arvrm.model.checkpoint import read_described, robot_of, start_from_stage1
 from arvrm.model.config import ModelConfig
 from arvrm.model.metadata import CheckpointMetadata
@@ -193,18 +193,19 @@ def policy_errors(
     Returns:
         the losses as in training; of the last frame's chunk `arm_error`, the mean absolute error of the continuous
         numbers of an action, as the network learns them, and, of robots that have some, `gripper_accuracy`, the
-        fraction of binary ones that are right.
+        fraction of binary ones that are right. `moved_by_images` and `moved_by_words`: see `plan_moves`.
     """
     layout = data.windows.robot.actions
     sums: dict[str, float] = {}
-    weight, off, right, actions = 0, 0.0, 0.0, 0
+    weights: dict[str, int] = {}
+    off, right, actions = 0.0, 0.0, 0
     for number, some in enumerate(in_batches(data.held_out, batch)):
         inputs = to_device(data.batch(some, np.random.default_rng(number)), torch.device(device))
         result = model(inputs)
-        for name, value in result.items():
-            if value.ndim == 0:
-                sums[name] = sums.get(name, 0.0) + float(value) * len(some)
-        weight += len(some)
+        scalars = {name: float(value) for name, value in result.items() if value.ndim == 0}
+        for name, value in (scalars | plan_moves(model, inputs, result["actions"][:, -1])).items():
+            sums[name] = sums.get(name, 0.0) + value * len(some)
+            weights[name] = weights.get(name, 0) + len(some)
         target, mask = inputs["actions"][:, -1], inputs["action_mask"][:, -1]
         guess = result["actions"][:, -1].float()
         off += float(((guess - target)[..., : layout.continuous].abs().mean(-1) * mask).sum())
@@ -212,5 +213,37 @@ def policy_errors(
             same = (guess > 0) == (target > 0)
             right += float(same[..., layout.continuous :][mask].float().mean(-1).sum())
         actions += int(mask.sum())
-    values = {name: value / max(1, weight) for name, value in sums.items()} | {"arm_error": off / max(1, actions)}
+    values = {name: value / weights[name] for name, value in sums.items()} | {"arm_error": off / max(1, actions)}
     return values | ({"gripper_accuracy": right / max(1, actions)} if layout.binary else {})
+
+
+@torch.no_grad()
+def plan_moves(model: nn.Module, batch: RobotBatch, planned: torch.Tensor) -> dict[str, float]:
+    """Judge whether a policy uses what it sees and is told. Its error does not tell: where an arm goes on as it moves,
+    that is small without looking.
+
+    Args:
+        planned: (B, C, A), what the model predicts at the last frame.
+
+    Returns:
+        moved_by_images, moved_by_words: mean absolute change of the continuous numbers where each window gets the
+        images, or the sentence, of another one. Near 0: not used. Left out where there is no other.
+    """
+    robot, given = cast(PolicyNetwork, model).robot, cast("dict[str, Any]", batch)
+    rows = torch.arange(len(planned))
+    told = torch.cat([given["text"].flatten(1), given["text_mask"].to(given["text"].dtype)], 1).cpu()
+    sentence = torch.unique(told, dim=0, return_inverse=True)[1]
+    other = [next((int(row) for row in rows.roll(-n) if sentence[row] != sentence[n]), n) for n in rows.tolist()]
+    swaps: dict[str, tuple[list[str], torch.Tensor]] = {}
+    if len(rows) > 1:
+        images = [f"{camera.role}{kind}" for camera in robot.cameras for kind in ("", "_features")]
+        # Windows stand in the order of their episodes.
+        swaps["moved_by_images"] = (images, (rows + len(rows) // 2) % len(rows))
+    if int(sentence.max()) > 0:
+        swaps["moved_by_words"] = (["text", "text_mask"], torch.tensor(other))
+    result = {}
+    for name, (keys, which) in swaps.items():
+        taken = {key: given[key][which.to(planned.device)] for key in keys if given.get(key) is not None}
+        moved = model(given | taken)["actions"][:, -1] - planned
+        result[name] = float(moved[..., : robot.actions.continuous].abs().mean())
+    return result
