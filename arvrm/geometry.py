@@ -60,6 +60,11 @@ def euler_to_quaternion(euler) -> np.ndarray:
     )
 
 
+def half_turn(angle: np.ndarray | float) -> np.ndarray:
+    """Return angles (rad) in [-pi/2, pi/2): a gripper turned by half a turn is the same."""
+    return (np.asarray(angle) + np.pi / 2) % np.pi - np.pi / 2
+
+
 def wrap_angle(angle) -> np.ndarray:
     """Return angles (any shape, rad) wrapped to [-pi, pi)."""
     return (np.asarray(angle, dtype=np.float64) + np.pi) % (2 * np.pi) - np.pi

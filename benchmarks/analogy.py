@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from arvrm.episodes import EpisodeStore
+from arvrm.geometry import half_turn
 from arvrm.instructions import unseen_instructions, validation_instruction
 from arvrm.interface import KEYPOINTS, TASKS
 from arvrm.moments.judged import truth_of
@@ -25,7 +26,7 @@ from arvrm.motions.camera import project
 from arvrm.motions.hand_map import HandMap
 from arvrm.policy import load_policy
 from arvrm.policy.analogy import AnalogyPolicy
-from arvrm.policy.places import PlaceSeer, half_turn
+from arvrm.policy.places import PlaceSeer
 
 FINGERTIPS = [KEYPOINTS.index(f"{finger}_tip") for finger in ("thumb", "index")]
 

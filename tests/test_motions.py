@@ -179,7 +179,7 @@ def test_a_damaged_library_is_refused_in_one_line(tmp_path, damage):
 
 def test_motions_of_other_words_are_left_out_and_the_nearest_of_the_same_words_comes_first():
     motions = library()
-    retriever = Retriever(motions, RetrieveConfig())
+    retriever = Retriever(motions, RetrieveConfig(), CAMERA)
     words = motions[0].words
     terms = retriever.terms(words, motions[0].motion, motions[0].hand, np.zeros(7), np.zeros((3, 3)), np.zeros(3))
     assert retriever.ranked(terms) == [0]

@@ -30,12 +30,14 @@ class AnalogyNetConfig:
         library: what identifies the checkpoint's library of motions.
         retrieve: weights of the terms by which a motion is chosen, by name; `motions.RetrieveConfig`.
         plain: how much plain words count beside what places make of a sentence.
+        opening: of m; see `motions.HandMap`.
     """
 
     vlm: ModelConfig
     library: str
     retrieve: dict[str, float] = field(default_factory=dict)
     plain: float = bounded(1.0, least=0, most=100)
+    opening: float | None = bounded(None, least=-(10**3), most=10**3)
 
     __post_init__ = check_bounds
 
@@ -67,7 +69,7 @@ class AnalogyNet(nn.Module):
         """Return m's arrays and numbers by name, as `motions.HandMap` takes them."""
         held = dict(self.named_buffers(recurse=False))
         arrays: dict[str, Any] = {name: held[name].cpu().numpy() for name in ("position", "camera")}
-        return arrays | dict(zip(NUMBERS, held["numbers"].tolist(), strict=True))
+        return arrays | dict(zip(NUMBERS, held["numbers"].tolist(), strict=True)) | {"opening": self.config.opening}
 
     def keep(self, fitted: Mapping[str, Any]) -> None:
         """Take over what `fitted` returns."""
@@ -75,6 +77,7 @@ class AnalogyNet(nn.Module):
         for name in ("position", "camera"):
             held[name].copy_(torch.from_numpy(np.asarray(fitted[name], np.float64)))
         held["numbers"].copy_(torch.tensor([float(fitted[name]) for name in NUMBERS], dtype=torch.float64))
+        self.config = dataclasses.replace(self.config, opening=fitted.get("opening"))
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
         return self.vlm(batch)

@@ -1,7 +1,8 @@
 """Motions that were seen, kept to be carried over to other places, and the map from a hand to where a robot acts."""
 
 from arvrm.motions.camera import fit_camera, read_camera
-from arvrm.motions.hand_map import HandMap, fit_map
+from arvrm.motions.carried import Carrier, Track
+from arvrm.motions.hand_map import HandMap, fit_map, fit_opening, predicted_gaps
 from arvrm.motions.library import Motion, load_library, save_library
 from arvrm.motions.path import Bent, Goal, Path, bend, path_of
 from arvrm.motions.retrieve import TERMS, RetrieveConfig, Retriever
@@ -9,17 +10,21 @@ from arvrm.motions.retrieve import TERMS, RetrieveConfig, Retriever
 __all__ = [
     "TERMS",
     "Bent",
+    "Carrier",
     "Goal",
     "HandMap",
     "Motion",
     "Path",
     "RetrieveConfig",
     "Retriever",
+    "Track",
     "bend",
     "fit_camera",
     "fit_map",
+    "fit_opening",
     "load_library",
     "path_of",
+    "predicted_gaps",
     "read_camera",
     "save_library",
 ]

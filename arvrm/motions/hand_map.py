@@ -2,7 +2,8 @@
 
 Rows x, y, z are shares of the 21 keypoints; L_AR fits them (and a camera that nobody calibrated) so that m of the hand
 that is predicted for a demonstration's own image, at the touch and at the end, is where the gripper was. The gripper's
-yaw is the angle, on the table, of the line from thumb tip to index tip, plus what L_AR finds to lie between the two.
+yaw is the angle, on the table, of the line from thumb tip to index tip, plus what L_AR finds to lie between the two. It
+is open where these tips are so far apart as they are predicted to be where the demonstrations' grippers were open.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 
 from arvrm.hands.skeleton import TIPS
 from arvrm.interface import KEYPOINTS
+from arvrm.model.places import MOTION_STEPS, PIXELS
 from arvrm.motions.camera import fit_camera, on_plane, project, seen_change
 
 POSITION = 3
@@ -36,6 +38,8 @@ class HandMap:
             rad, how far a yaw told by it is usually off (one deviation).
         camera: (3, 4), see `camera.project`.
         error: m, median distance of m(hand) from the gripper among the demonstrations.
+        opening: pixels of 96 between the tips of thumb and index finger from which on the gripper is open; None: it was
+            not fitted (checkpoints of older versions), and no hand's opening can be told.
     """
 
     position: np.ndarray
@@ -43,6 +47,7 @@ class HandMap:
     deviation: float
     camera: np.ndarray
     error: float
+    opening: float | None = None
 
     @property
     def tips_mass(self) -> float:
@@ -62,9 +67,49 @@ class HandMap:
         change = seen_change(self.camera, place)[..., 2]
         return place[..., 2] + ((z - project(self.camera, place)) * change).sum(-1) / (change**2).sum(-1)
 
+    def acting(self, keypoints: np.ndarray) -> np.ndarray:
+        """Pixels (..., 2) of the point for which hands (..., 21, 2) stand: the mean of the rows of x and y."""
+        return self.position[:2].mean(0) @ np.asarray(keypoints, np.float64)
+
+    def commands(self, keypoints: np.ndarray) -> np.ndarray:
+        """(...,) -1 (closed) or 1 (open) of hands (..., 21, 2; pixels of 96)."""
+        assert self.opening is not None
+        return np.where(np.linalg.norm(finger_line(keypoints), axis=-1) > self.opening, 1.0, -1.0)
+
     def angle(self, turn: np.ndarray, place: np.ndarray) -> np.ndarray:
         """Yaw (..., rad, of a gripper: modulo pi) at places (..., 3) of hands with `PredictedHands.turn` (..., 2)."""
         return table_angle(self.camera, turn, place) + self.yaw
+
+
+def finger_line(keypoints: np.ndarray) -> np.ndarray:
+    """(..., 2) from thumb tip to index tip of hands (..., 21, 2)."""
+    keypoints = np.asarray(keypoints, np.float64)
+    return keypoints[..., TIPS[1], :] - keypoints[..., TIPS[0], :]
+
+
+def fit_opening(gaps: np.ndarray, commands: np.ndarray) -> tuple[float, float]:
+    """Fit the row of the opening.
+
+    Args:
+        gaps: (n,) pixels of 96 between predicted tips; commands: (n,) of the gripper there, -1 or 1.
+
+    Returns:
+        The gap from which on it is open, and the share of moments that it is right about, closed and open ones counting
+        alike (0.5: it says nothing).
+    """
+    gaps, opened = np.asarray(gaps, np.float64), np.asarray(commands) > 0
+    if opened.all() or not opened.any():
+        return (PIXELS if not opened.any() else 0.0), 0.5
+    some = np.sort(gaps)
+    between = np.concatenate([some[:1] - 1, (some[1:] + some[:-1]) / 2])
+    right = [(np.mean(gaps[opened] > edge) + np.mean(gaps[~opened] <= edge)) / 2 for edge in between]
+    best = int(np.argmax(right))
+    return float(between[best]), float(right[best])
+
+
+def predicted_gaps(motion: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
+    """Steps from the touch, and pixels (..., steps) between the tips there, of `PredictedHands.motion` (..., D)."""
+    return MOTION_STEPS, np.asarray(motion)[..., -len(MOTION_STEPS) - 2 : -2]
 
 
 def table_angle(camera: np.ndarray, turn: np.ndarray, place: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from arvrm.config import from_dict
+from arvrm.config import from_dict, to_dict
 from arvrm.files import read_json, write_json
 from arvrm.interface import KEYPOINTS, UserError
 from arvrm.model.weights import read_checked, save_weights
@@ -31,6 +31,7 @@ class Motion:
 
     Attributes:
         id, embodiment, sentence: of the episode.
+        by: of a hand's: the demonstration whose way of doing it the robot takes; "": the hand's own.
         path: its way.
         start: (7,) at its first step: the TCP's pose and the gripper's width (m).
         hand: (2, 21, 2) the hand that is predicted for its own first image, at the touch and at the end, pixels of 96.
@@ -50,6 +51,7 @@ class Motion:
     motion: np.ndarray
     turn: np.ndarray
     words: np.ndarray
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class _Entry:
     id: str
     embodiment: Literal["robot", "human"]
     sentence: str
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class _File:
 def save_library(folder: Path, motions: Sequence[Motion]) -> str:
     """Write the two files into a folder; return what identifies them (SHA-256 of motions.json, hex)."""
     save_weights(folder / NUMBERS, _tensors(motions))
-    entries = [{"id": one.id, "embodiment": one.embodiment, "sentence": one.sentence} for one in motions]
+    entries = [to_dict(_Entry(one.id, one.embodiment, one.sentence, one.by)) for one in motions]
     values = {"format": FORMAT, "sha256": _hash(folder / NUMBERS), "motions": entries}
     write_json(folder / WORDS, values, sort_keys=True)
     return _hash(folder / WORDS)
@@ -110,7 +113,8 @@ def load_library(folder: str | Path, identity: str) -> list[Motion]:
             held["tcp"][row, 1],
         )
         names = ("start", "hand", "confidence", "motion", "turn", "words")
-        found.append(Motion(entry.id, entry.embodiment, entry.sentence, path, *(held[name][row] for name in names)))
+        numbers = (held[name][row] for name in names)
+        found.append(Motion(entry.id, entry.embodiment, entry.sentence, path, *numbers, by=entry.by))
     return found
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from arvrm.config import bounded, check_bounds
 from arvrm.hands.skeleton import TIPS
+from arvrm.motions.deeds import SAME, alike, deed_of_path
 from arvrm.motions.library import Motion
 
 
@@ -23,9 +25,13 @@ class RetrieveConfig:
         start: of the way from the robot's hand to the touch.
         held: of the gripper's opening at the start.
         turn: of how far the gripper must be turned from how the motion has it.
+        does: of what the motion does, compared with what hands in clips do of which the like is said.
         margin: motions whose words are less like by so much than the likest ones are of another task.
         known: where no words are so much alike (-1 to 1), the task is taken for one that no motion shows: then all
             motions are candidates, words count a third and what the hand does three times as much.
+
+    Where clips are in the library, a demonstration shows a task if its words are known and it does what hands do of
+    whom the like is said; else a clip's motion is carried over.
     """
 
     words: float = bounded(3.0, least=0, most=100)
@@ -34,27 +40,34 @@ class RetrieveConfig:
     start: float = bounded(1.0, least=0, most=100)
     held: float = bounded(0.5, least=0, most=100)
     turn: float = bounded(0.3, least=0, most=100)
+    does: float = bounded(3.0, least=0, most=100)
     margin: float = bounded(0.05, least=0, most=2)
     known: float = bounded(0.65, least=-1, most=1)
 
     __post_init__ = check_bounds
 
 
-TERMS: tuple[str, ...] = ("words", "motion", "place", "start", "held", "turn")
+TERMS: tuple[str, ...] = ("words", "motion", "place", "start", "held", "turn", "does")
+_WORDS, _DOES = TERMS.index("words"), TERMS.index("does")
 _MOTION_PX, _PLACE_PX, _START_M, _HELD_M, _TURN_RAD = 4.0, 12.0, 0.15, 0.02, 0.7
 """Differences at which a similarity has fallen to 1 / e."""
-_UNSHOWN = np.array([1 / 3, 3, 1, 1, 1, 1])
+_UNSHOWN = np.array([1 / 3, 3, 1, 1, 1, 1, 1])
 """By what the weights are multiplied where no motion shows the task."""
+_KERNEL = 0.03
+"""A clip whose words are less alike by so much than the likest tells a deed 1 / e as much."""
 
 
 class Retriever:
     """Compares with all motions of a library at once.
 
+    Args:
+        camera: (3, 4) of m, through which deeds are seen.
+
     Raises:
         ValueError: it holds none.
     """
 
-    def __init__(self, motions: Sequence[Motion], config: RetrieveConfig) -> None:
+    def __init__(self, motions: Sequence[Motion], config: RetrieveConfig, camera: np.ndarray) -> None:
         if not motions:
             raise ValueError("a library without motions")
         self.motions, self.config = list(motions), config
@@ -64,6 +77,8 @@ class Retriever:
         self.way = np.array([one.start[:3] - one.path.tcp_touch[:3] for one in motions])
         self.width = np.array([one.start[6] for one in motions])
         self.weights = np.array([getattr(config, name) for name in TERMS])
+        self.of_hands = np.array([one.embodiment == "human" for one in motions])
+        self.deeds = np.array([deed_of_path(camera, one.path) for one in motions])
 
     def terms(
         self,
@@ -92,17 +107,36 @@ class Retriever:
             (np.abs(self.width - robot[6]), _HELD_M),
             (np.abs(turns), _TURN_RAD),
         )
-        return np.stack([self.words @ words, *(np.exp(-distance / unit) for distance, unit in distances)], 1)
+        told = self.told(words)
+        does = np.ones(len(self.motions)) if told is None else alike(self.deeds, told)
+        return np.stack([self.words @ words, *(np.exp(-distance / unit) for distance, unit in distances), does], 1)
 
-    def shown(self, terms: np.ndarray) -> bool:
-        """Whether some motion's words are so like these that its task must be theirs."""
-        return float(terms[:, 0].max()) >= self.config.known
+    def told(self, words: np.ndarray) -> np.ndarray | None:
+        """What hands do of which words (E,) are said: the weighted median of clips' deeds; None: no clip tells."""
+        like = np.where(self.of_hands, self.words @ words, -1.0)
+        if like.max() < self.config.known:
+            return None
+        weights = np.exp((like - like.max()) / _KERNEL) * self.of_hands
+        order = np.argsort(self.deeds, 0)
+        passed = np.cumsum(weights[order], 0) >= weights.sum() / 2
+        return np.take_along_axis(self.deeds, order, 0)[passed.argmax(0), np.arange(self.deeds.shape[1])]
+
+    def shown(self, terms: np.ndarray) -> Literal["robot", "human"] | None:
+        """Whose motions show the task of some words: demonstrations, else hands; None: nobody's."""
+        known = (terms[:, _WORDS] >= self.config.known) & (terms[:, _DOES] >= SAME)
+        if known[~self.of_hands].any():
+            return "robot"
+        return "human" if known[self.of_hands].any() else None
 
     def ranked(self, terms: np.ndarray) -> list[int]:
-        """Return numbers of the motions that the words allow, best first."""
-        if not self.shown(terms):
-            return [int(row) for row in np.argsort(-(terms @ (self.weights * _UNSHOWN)), kind="stable")]
-        allowed = np.flatnonzero(terms[:, 0] >= terms[:, 0].max() - self.config.margin)
+        """Return numbers of the motions that words and clips allow, best first."""
+        shown = self.shown(terms)
+        if shown is None:
+            order = np.argsort(-(terms @ (self.weights * _UNSHOWN)), kind="stable")
+            return [int(row) for row in order if not self.of_hands[row]]
+        usable = (self.of_hands == (shown == "human")) & (terms[:, _DOES] >= SAME)
+        words = np.where(usable, terms[:, _WORDS], -np.inf)
+        allowed = np.flatnonzero(words >= words.max() - self.config.margin)
         score = terms @ self.weights
         return [int(row) for row in allowed[np.argsort(-score[allowed], kind="stable")]]
 

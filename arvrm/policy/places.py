@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from arvrm.geometry import half_turn
 from arvrm.interface import PlanRequest
 from arvrm.model.analogy_net import AnalogyNet
 from arvrm.model.encoders import TextEncoder
@@ -81,7 +82,7 @@ class PlaceSeer:
         self.net, self.camera = net, camera
         self.map = HandMap(**net.fitted())
         self.text = TextEncoder(net.config.vlm.text)
-        self.retriever = Retriever(motions, RetrieveConfig(**net.config.retrieve))
+        self.retriever = Retriever(motions, RetrieveConfig(**net.config.retrieve), self.map.camera)
         self.motions = self.retriever.motions
         self._words: dict[str, np.ndarray] = {}
         tcp = np.array([one.path.tcp_touch for one in self.motions])
@@ -133,8 +134,8 @@ class PlaceSeer:
             inside = (reached == touches).all(1)
             terms = self.retriever.terms(words, hands.motion[0], hand, robot, reached, turns)
             ranked = self.retriever.ranked(terms)
-            if number == 0 and not self.retriever.shown(terms):
-                notes.append("no motion for these words")
+            if number == 0 and (shown := self.retriever.shown(terms)) != "robot":
+                notes.append("no motion for these words" if shown is None else "no demonstration: as a hand does it")
             if number == 0 and not inside[ranked[0]]:
                 notes.append("place out of reach")
             for rank, row in enumerate(ranked):
@@ -201,11 +202,6 @@ def common_offsets(words: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         elif np.linalg.norm(own) <= _OWN_M:
             found[row] = own
     return found
-
-
-def half_turn(angle: np.ndarray) -> np.ndarray:
-    """Angles (rad) in [-pi/2, pi/2): a gripper turned by half a turn is the same."""
-    return (np.asarray(angle) + np.pi / 2) % np.pi - np.pi / 2
 
 
 def _robot(request: PlanRequest) -> np.ndarray:

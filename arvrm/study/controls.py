@@ -16,12 +16,12 @@ import numpy as np
 from arvrm.config import bounded, check_bounds
 from arvrm.episodes import EpisodeStore
 from arvrm.evaluation.playtable import PlayTableWorld
-from arvrm.geometry import angle_difference, euler_to_matrix
+from arvrm.geometry import angle_difference, euler_to_matrix, half_turn
 from arvrm.instructions import validation_instruction
 from arvrm.interface import BLOCKS, TASKS, Observation, PlanRequest, UserError
 from arvrm.motions import Goal, Motion, Path
 from arvrm.policy.analogy import AnalogyPolicy
-from arvrm.policy.places import Choice, PlaceSeer, Sight, half_turn
+from arvrm.policy.places import Choice, PlaceSeer, Sight
 from arvrm.robots.calvin import LANDMARKS
 from arvrm.sources.recording import landmark_positions
 

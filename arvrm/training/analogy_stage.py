@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,16 +18,21 @@ from arvrm.files import replacing
 from arvrm.interface import Robot, UserError
 from arvrm.model.analogy_net import AnalogyNet, AnalogyNetConfig
 from arvrm.model.checkpoint import load_checkpoint, write_checkpoint
-from arvrm.model.encoders import TextEncoder
-from arvrm.model.places import predict_hands
-from arvrm.model.words import sentence_words
-from arvrm.moments import moments_of_store
-from arvrm.motions import HandMap, Motion, RetrieveConfig, fit_map, path_of, read_camera, save_library
+from arvrm.motions import (
+    HandMap,
+    Motion,
+    RetrieveConfig,
+    fit_map,
+    fit_opening,
+    predicted_gaps,
+    read_camera,
+    save_library,
+)
 from arvrm.training.config import TrainResult
-from arvrm.training.data import split
-from arvrm.training.log import progress_bar
+from arvrm.training.data import DataConfig, open_table, split
+from arvrm.training.motions import clip_motions, robot_motions
 from arvrm.training.runs import begin_run, metadata_of
-from arvrm.windows import EpisodeTable, store_fingerprint
+from arvrm.windows import EpisodeTable
 
 if TYPE_CHECKING:
     from arvrm.training.finetuning import FinetuneConfig
@@ -35,6 +41,8 @@ _PLAIN = 1.0
 """Places' own token tells tasks apart; plain words, less, what it has not learnt."""
 _END_COUNTS = 0.2
 """How much the end of a motion counts in fitting m, against its touch."""
+_AWAY = 8
+"""Steps from the touch at which the opening is compared."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +52,16 @@ class AnalogyFitConfig:
     Attributes:
         camera: JSON file of the static camera, calibrated (`motions.read_camera`), or calvin; null: it is fitted from
             where the demonstrations' grippers were and where the hand is predicted there.
+        clips: stores of clips of hands, in the view of the robot's static camera, whose motions are carried over where
+            no demonstration shows what is asked; they also tell which demonstrations do what words say.
+        clip_motions: of so many clips at most, one of each sentence first.
         seed: of the map's start.
         retrieve: weights of the terms by which a motion is chosen.
     """
 
     camera: str | None = None
+    clips: tuple[str, ...] = ()
+    clip_motions: int = bounded(600, least=1, most=10**5)
     seed: int = bounded(0, least=0)
     retrieve: RetrieveConfig = field(default_factory=RetrieveConfig)
 
@@ -71,16 +84,23 @@ def fit_analogy(config: FinetuneConfig, table: EpisodeTable, robot: Robot, progr
     retrieve = {name: float(value) for name, value in to_dict(settings.retrieve).items()}
     net = AnalogyNet(AnalogyNetConfig(stage1.config, "", retrieve, _PLAIN), robot).eval()
     net.vlm.load_state_dict(stage1.model.state_dict(), strict=True)
-    motions = read_motions(net, table, episodes, progress, config.data.cache)
+    clips = open_table(DataConfig(settings.clips, cache=config.data.cache), "human", 1) if settings.clips else None
+    motions = robot_motions(net, table, episodes, progress, config.data.cache)
     tcp = np.concatenate([[one.path.tcp_touch, one.path.tcp_end] for one in motions])
     hands = np.concatenate([one.hand for one in motions])
     # When something is done is less clear than when it is touched.
     confidence = np.concatenate([np.square(one.confidence) * (1.0, _END_COUNTS) for one in motions])
     turn = np.concatenate([[one.turn, np.zeros(2)] for one in motions])
     fitted = fit_map(hands, tcp, confidence, turn, given, settings.seed)
+    edge, right = fit_opening(*gaps_of(motions))
+    fitted = dataclasses.replace(fitted, opening=edge)
     net.keep(dataclasses.asdict(fitted))
+    values = numbers_of(fitted, len(motions)) | {"map_opening_right": round(right, 4)}
+    if clips is not None:
+        some = clip_motions(net, fitted, motions, clips, settings.clip_motions, progress, config.data.cache)
+        motions += some
+        values |= {"hand_motions": float(len(some)), "hand_motions_own_way": float(sum(not one.by for one in some))}
     seconds = time.perf_counter() - begin
-    values = numbers_of(fitted, len(motions))
     folder = begin_run(config, "finetune", robot)
     if processes.is_main():
         metadata = metadata_of(config, table, episodes, "finetune")
@@ -103,37 +123,15 @@ def numbers_of(fitted: HandMap, motions: int) -> dict[str, float]:
     }
 
 
-def read_motions(
-    net: AnalogyNet, table: EpisodeTable, episodes: np.ndarray, progress: bool, cache: str | None = None
-) -> list[Motion]:
-    """Make the motions of a table's robot episodes.
-
-    Args:
-        cache: folder that keeps the stores' moments, shared by runs; None: they are found anew.
-
-    Raises:
-        UserError: there is none that has a touch.
-    """
-    robot, text = net.robot, TextEncoder(net.config.vlm.text)
-    camera, found = robot.cameras[0].name, []
-    files = [cache and Path(cache) / f"moments-{store_fingerprint(store)[:32]}.json" for store in table.stores]
-    known = [moments_of_store(store, file) for store, file in zip(table.stores, files, strict=True)]
-    with progress_bar("motions", len(episodes), progress) as bar:
-        for episode in episodes:
-            store, name = table.stores[table.store[episode]], str(table.ids[episode])
-            header = store.header(name)
-            moments = known[table.store[episode]][name]
-            bar.update(1)
-            if moments.touch_confidence <= 0:
-                continue
-            arrays = store.arrays(name)
-            path = path_of(robot, arrays, moments.touch, moments.end)
-            image = store.frames(name, camera, [0])
-            hands = predict_hands(net.vlm, text, image, [header.instruction])
-            words = sentence_words(net.vlm, text, [header.instruction], net.config.plain)[0]
-            start = np.asarray(arrays["robot_obs"][0, :7], np.float64)
-            seen = hands.keypoints[0], hands.confidence[0], hands.motion[0], hands.turn[0]
-            found.append(Motion(name, "robot", header.instruction, path, start, *seen, words))
-    if not found:
-        raise UserError(f"motion=analogy: none of {len(episodes)} demonstrations touches anything; look at the stores")
-    return found
+def gaps_of(motions: Sequence[Motion]) -> tuple[np.ndarray, np.ndarray]:
+    """Return gaps (n,) between predicted tips (pixels of 96) and the gripper's commands (n,) at the same steps, of all
+    demonstrations; not so near to the touch that gripper or hand may be closing."""
+    gaps, commands = [], []
+    for one in motions:
+        steps, predicted = predicted_gaps(one.motion)
+        for step, gap in zip(steps, predicted, strict=True):
+            row = one.path.touch + step
+            if abs(step) >= _AWAY and 0 <= row < len(one.path.gripper):
+                gaps.append(gap)
+                commands.append(one.path.gripper[row])
+    return np.array(gaps), np.array(commands)

@@ -1,0 +1,128 @@
+"""The motions of a policy by analogy: of robot demonstrations, and of clips of hands carried over by m."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from arvrm.interface import UserError
+from arvrm.model.analogy_net import AnalogyNet
+from arvrm.model.encoders import TextEncoder
+from arvrm.model.places import PIXELS, predict_hands
+from arvrm.model.words import sentence_words
+from arvrm.moments import Moments, moments_of_store
+from arvrm.motions import Carrier, HandMap, Motion, Track, path_of
+from arvrm.training.log import progress_bar
+from arvrm.windows import HAND_KEYPOINTS, EpisodeTable, choose_hand, store_fingerprint
+
+
+@dataclass(frozen=True)
+class Found:
+    """An episode of a table, and when it touches and is done."""
+
+    row: int
+    moments: Moments
+
+
+def touching(table: EpisodeTable, episodes: Sequence[int] | np.ndarray, cache: str | None) -> list[Found]:
+    """Return the episodes that touch something.
+
+    Args:
+        cache: folder that keeps the stores' moments, shared by runs; None: they are found anew.
+    """
+    files = [cache and Path(cache) / f"moments-{store_fingerprint(store)[:32]}.json" for store in table.stores]
+    known = [moments_of_store(store, file) for store, file in zip(table.stores, files, strict=True)]
+    found = [Found(int(row), known[table.store[row]][str(table.ids[row])]) for row in episodes]
+    return [one for one in found if one.moments.touch_confidence > 0]
+
+
+def robot_motions(
+    net: AnalogyNet, table: EpisodeTable, episodes: np.ndarray, progress: bool, cache: str | None = None
+) -> list[Motion]:
+    """Make the motions of a table's robot episodes; `cache` as in `touching`.
+
+    Raises:
+        UserError: there is none that has a touch.
+    """
+    eyes, made = _Eyes(net), []
+    found = touching(table, episodes, cache)
+    with progress_bar("motions", len(found), progress) as bar:
+        for one in found:
+            store, name = table.stores[table.store[one.row]], str(table.ids[one.row])
+            arrays = store.arrays(name)
+            path = path_of(net.robot, arrays, one.moments.touch, one.moments.end)
+            start = np.asarray(arrays["robot_obs"][0, :7], np.float64)
+            sentence = store.header(name).instruction
+            image = store.frames(name, net.robot.cameras[0].name, [0])
+            made.append(Motion(name, "robot", sentence, path, start, *eyes.seen(image, sentence)))
+            bar.update(1)
+    if not made:
+        raise UserError(f"motion=analogy: none of {len(episodes)} demonstrations touches anything; look at the stores")
+    return made
+
+
+def clip_motions(
+    net: AnalogyNet,
+    fitted: HandMap,
+    robots: Sequence[Motion],
+    table: EpisodeTable,
+    at_most: int,
+    progress: bool,
+    cache: str | None = None,
+) -> list[Motion]:
+    """Carry the motions of a table's clips over to the robot: one of each sentence, then further ones.
+
+    Args:
+        robots: the motions of its demonstrations.
+        at_most: so many motions.
+        cache: as in `touching`.
+    """
+    eyes, carrier, made = _Eyes(net), Carrier(fitted, robots), []
+    start = np.median([one.start for one in robots], 0)
+    found = _one_of_each(table, touching(table, np.arange(len(table)), cache))[:at_most]
+    with progress_bar("motions of hands", len(found), progress) as bar:
+        for one in found:
+            store, name = table.stores[table.store[one.row]], str(table.ids[one.row])
+            header, arrays = store.header(name), store.arrays(name, ("keypoints", "visible"))
+            camera = next(iter(header.cameras))
+            height, width = header.cameras[camera]
+            points, _ = choose_hand(arrays["keypoints"], arrays["visible"], HAND_KEYPOINTS)
+            # As many rows a second as the robot has steps.
+            rate = header.fps / net.robot.control_hz
+            rows = np.clip(np.round(np.arange(0, len(points) / rate) * rate).astype(int), 0, len(points) - 1)
+            pixels = np.asarray(points[rows, :, :2], np.float64) * (PIXELS / np.array([width, height]))
+            touch, end = (int(np.abs(rows - row).argmin()) for row in (one.moments.touch, one.moments.end))
+            seen = eyes.seen(store.frames(name, camera, [0]), header.instruction)
+            path, by = carrier.carried(Track(pixels, touch, end, seen[-1]))
+            made.append(Motion(name, "human", header.instruction, path, start, *seen, by=by))
+            bar.update(1)
+    return made
+
+
+class _Eyes:
+    """What stage 1 sees in an image and a sentence."""
+
+    def __init__(self, net: AnalogyNet) -> None:
+        self.net, self.text = net, TextEncoder(net.config.vlm.text)
+        self.words: dict[str, np.ndarray] = {}
+
+    def seen(self, image: np.ndarray, sentence: str) -> tuple[np.ndarray, ...]:
+        """Return `Motion`'s hand, confidence, motion, turn and words of an image (1, H, W, 3) and a sentence."""
+        hands = predict_hands(self.net.vlm, self.text, image, [sentence])
+        if sentence not in self.words:
+            self.words[sentence] = sentence_words(self.net.vlm, self.text, [sentence], self.net.config.plain)[0]
+        return hands.keypoints[0], hands.confidence[0], hands.motion[0], hands.turn[0], self.words[sentence]
+
+
+def _one_of_each(table: EpisodeTable, found: list[Found]) -> list[Found]:
+    """Order episodes so that each sentence comes once before one comes again."""
+    times: dict[str, int] = {}
+    ranked = []
+    for one in found:
+        sentence = table.stores[table.store[one.row]].header(str(table.ids[one.row])).instruction
+        times[sentence] = times.get(sentence, 0) + 1
+        ranked.append((times[sentence], one.row, one))
+    return [one for *_, one in sorted(ranked, key=lambda entry: entry[:2])]
