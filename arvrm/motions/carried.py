@@ -53,10 +53,12 @@ class Carrier:
     Args:
         fitted: m, with its row of the opening.
         motions: of the robot's demonstrations.
+        wider: how much wider filmed hands open than predicted ones, by which m's row of the opening was fitted.
     """
 
-    def __init__(self, fitted: HandMap, motions: Sequence[Motion]) -> None:
-        self.fitted, self.motions = fitted, list(motions)
+    def __init__(self, fitted: HandMap, motions: Sequence[Motion], wider: float = 1.0) -> None:
+        assert fitted.opening is not None
+        self.fitted, self.motions = replace(fitted, opening=fitted.opening * wider), list(motions)
         self.deeds = np.array([deed_of_path(fitted.camera, one.path) for one in motions])
         self.words = np.array([one.words for one in motions])
         self.tcp = np.array([one.path.tcp_touch for one in motions])
@@ -64,10 +66,13 @@ class Carrier:
         yaw = self.tcp[:, 5]
         self.yaw = float(np.arctan2(np.sin(yaw).sum(), np.cos(yaw).sum()))
 
+    def deed(self, track: Track) -> np.ndarray:
+        """What a hand does; see `deeds`."""
+        return deed_of_hand(self.fitted, track.keypoints, track.touch, track.end)
+
     def carried(self, track: Track) -> tuple[Path, str]:
         """Return the path, and the id of the demonstration whose way of doing it is taken ("": the hand's own)."""
-        deed = deed_of_hand(self.fitted, track.keypoints, track.touch, track.end)
-        same = alike(self.deeds, deed)
+        same = alike(self.deeds, self.deed(track))
         far = np.linalg.norm(self.seen - self.fitted.acting(track.keypoints[track.touch]), axis=1) / _NEAR_PX
         apart = far + _WORDS * (1 - self.words @ track.words)
         usable = np.flatnonzero(same >= SAME)

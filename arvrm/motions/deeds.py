@@ -15,8 +15,8 @@ SIZE = 4
 open (1) or closed (-1) at the end."""
 SAME = 0.5
 """Deeds more alike than that are the same."""
-_UNIT = np.array([4.0, 4.0, 0.5, 1.2])
-"""Differences of one deviation."""
+_UNIT = np.array([4.0, 4.0, 0.5, 1.8])
+"""Differences of one deviation; how wide a hand is open is told badly, so that it alone tells no deeds apart."""
 _LINE_PX = 2.5
 """Tips nearer to each other tell no turn."""
 

@@ -30,8 +30,8 @@ class RetrieveConfig:
         known: where no words are so much alike (-1 to 1), the task is taken for one that no motion shows: then all
             motions are candidates, words count a third and what the hand does three times as much.
 
-    Where clips are in the library, a demonstration shows a task if its words are known and it does what hands do of
-    whom the like is said; else a clip's motion is carried over.
+    A clip's motion is carried over where what is said of it is more alike by `margin` than what is said of any
+    demonstration.
     """
 
     words: float = bounded(3.0, least=0, most=100)
@@ -53,8 +53,11 @@ _MOTION_PX, _PLACE_PX, _START_M, _HELD_M, _TURN_RAD = 4.0, 12.0, 0.15, 0.02, 0.7
 """Differences at which a similarity has fallen to 1 / e."""
 _UNSHOWN = np.array([1 / 3, 3, 1, 1, 1, 1, 1])
 """By what the weights are multiplied where no motion shows the task."""
-_KERNEL = 0.03
-"""A clip whose words are less alike by so much than the likest tells a deed 1 / e as much."""
+_KERNEL, _AGREE = 0.03, 0.6
+"""A clip whose words are less alike by so much than the likest tells a deed 1 / e as much; what so large a share of
+them does is believed."""
+_LESS_ALIKE = 0.15
+"""Demonstrations of which that much less alike is said than of clips still show the task, if they do what these do."""
 
 
 class Retriever:
@@ -112,33 +115,45 @@ class Retriever:
         return np.stack([self.words @ words, *(np.exp(-distance / unit) for distance, unit in distances), does], 1)
 
     def told(self, words: np.ndarray) -> np.ndarray | None:
-        """What hands do of which words (E,) are said: the weighted median of clips' deeds; None: no clip tells."""
+        """What hands do of which words (E,) are said: the weighted median of deeds; None: no clips that agree."""
         like = np.where(self.of_hands, self.words @ words, -1.0)
         if like.max() < self.config.known:
             return None
         weights = np.exp((like - like.max()) / _KERNEL) * self.of_hands
         order = np.argsort(self.deeds, 0)
         passed = np.cumsum(weights[order], 0) >= weights.sum() / 2
-        return np.take_along_axis(self.deeds, order, 0)[passed.argmax(0), np.arange(self.deeds.shape[1])]
+        found = np.take_along_axis(self.deeds, order, 0)[passed.argmax(0), np.arange(self.deeds.shape[1])]
+        agree = weights[alike(self.deeds, found) >= SAME].sum() / weights.sum()
+        return found if agree >= _AGREE else None
 
     def shown(self, terms: np.ndarray) -> Literal["robot", "human"] | None:
-        """Whose motions show the task of some words: demonstrations, else hands; None: nobody's."""
-        known = (terms[:, _WORDS] >= self.config.known) & (terms[:, _DOES] >= SAME)
-        if known[~self.of_hands].any():
-            return "robot"
-        return "human" if known[self.of_hands].any() else None
+        """Whose motions show the task of some words: demonstrations, or hands of whom clearly more alike is said; None:
+        nobody's."""
+        words = terms[:, _WORDS]
+        if words.max() < self.config.known:
+            return None
+        like = alike(self.deeds, self.deeds[np.where(self.of_hands, words, -1.0).argmax()]) >= SAME
+        least = words.max() - np.where(like | self._told_same(terms), _LESS_ALIKE, self.config.margin)
+        return "robot" if (~self.of_hands & (words >= least)).any() else "human"
 
     def ranked(self, terms: np.ndarray) -> list[int]:
-        """Return numbers of the motions that words and clips allow, best first."""
+        """Return numbers of the motions that the words allow, best first."""
         shown = self.shown(terms)
         if shown is None:
             order = np.argsort(-(terms @ (self.weights * _UNSHOWN)), kind="stable")
             return [int(row) for row in order if not self.of_hands[row]]
-        usable = (self.of_hands == (shown == "human")) & (terms[:, _DOES] >= SAME)
+        usable = self.of_hands == (shown == "human")
+        if shown == "human" and (same := usable & self._told_same(terms)).any():
+            usable = same
         words = np.where(usable, terms[:, _WORDS], -np.inf)
         allowed = np.flatnonzero(words >= words.max() - self.config.margin)
         score = terms @ self.weights
         return [int(row) for row in allowed[np.argsort(-score[allowed], kind="stable")]]
+
+    def _told_same(self, terms: np.ndarray) -> np.ndarray:
+        """(n,) whether motions do what clips tell; none does where no clip tells."""
+        told = terms[:, _DOES].min() < 1
+        return (terms[:, _DOES] >= SAME) & told
 
 
 def acting_points(hand: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ from arvrm.motions import (
 )
 from arvrm.training.config import TrainResult
 from arvrm.training.data import DataConfig, open_table, split
-from arvrm.training.motions import clip_motions, robot_motions
+from arvrm.training.motions import believed, clip_motions, robot_motions
 from arvrm.training.runs import begin_run, metadata_of
 from arvrm.windows import EpisodeTable
 
@@ -98,8 +98,15 @@ def fit_analogy(config: FinetuneConfig, table: EpisodeTable, robot: Robot, progr
     values = numbers_of(fitted, len(motions)) | {"map_opening_right": round(right, 4)}
     if clips is not None:
         some = clip_motions(net, fitted, motions, clips, settings.clip_motions, progress, config.data.cache)
-        motions += some
-        values |= {"hand_motions": float(len(some)), "hand_motions_own_way": float(sum(not one.by for one in some))}
+        shown = len(motions)
+        motions = believed(fitted.camera, [*motions, *some])
+        of_hands = [one for one in motions if one.embodiment == "human"]
+        values |= {
+            "motions_not_believed": float(shown - len(motions) + len(of_hands)),
+            "hand_motions": float(len(of_hands)),
+            "hand_motions_own_way": float(sum(not one.by for one in of_hands)),
+            "hand_motions_not_believed": float(len(some) - len(of_hands)),
+        }
     seconds = time.perf_counter() - begin
     folder = begin_run(config, "finetune", robot)
     if processes.is_main():

@@ -14,9 +14,16 @@ from arvrm.model.encoders import TextEncoder
 from arvrm.model.places import PIXELS, predict_hands
 from arvrm.model.words import sentence_words
 from arvrm.moments import Moments, moments_of_store
-from arvrm.motions import Carrier, HandMap, Motion, Track, path_of
+from arvrm.motions import Carrier, HandMap, Motion, Track, path_of, predicted_gaps
+from arvrm.motions.deeds import SAME, alike, deed_of_path
+from arvrm.motions.hand_map import finger_line
 from arvrm.training.log import progress_bar
 from arvrm.windows import HAND_KEYPOINTS, EpisodeTable, choose_hand, store_fingerprint
+
+_LIKE = 0.8
+"""Words so alike speak of the same."""
+_OPENED_PX = 3.0
+"""Tips further apart than that are not pinched."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,7 @@ def clip_motions(
         at_most: so many motions.
         cache: as in `touching`.
     """
-    eyes, carrier, made = _Eyes(net), Carrier(fitted, robots), []
-    start = np.median([one.start for one in robots], 0)
+    eyes, watched = _Eyes(net), []
     found = _one_of_each(table, touching(table, np.arange(len(table)), cache))[:at_most]
     with progress_bar("motions of hands", len(found), progress) as bar:
         for one in found:
@@ -96,10 +102,41 @@ def clip_motions(
             pixels = np.asarray(points[rows, :, :2], np.float64) * (PIXELS / np.array([width, height]))
             touch, end = (int(np.abs(rows - row).argmin()) for row in (one.moments.touch, one.moments.end))
             seen = eyes.seen(store.frames(name, camera, [0]), header.instruction)
-            path, by = carrier.carried(Track(pixels, touch, end, seen[-1]))
-            made.append(Motion(name, "human", header.instruction, path, start, *seen, by=by))
+            watched.append((name, header.instruction, Track(pixels, touch, end, seen[-1]), seen))
             bar.update(1)
+    if not watched:
+        return []
+    share = np.median(np.concatenate([opening_shares(track, seen[2]) for *_, track, seen in watched]))
+    carrier, start = Carrier(fitted, robots, float(share)), np.median([one.start for one in robots], 0)
+    made = []
+    for name, sentence, track, seen in watched:
+        path, by = carrier.carried(track)
+        made.append(Motion(name, "human", sentence, path, start, *seen, by=by))
     return made
+
+
+def believed(camera: np.ndarray, motions: Sequence[Motion]) -> list[Motion]:
+    """Leave out what nobody else does of whom the like is said: it was misunderstood, its moments perhaps. Motions of
+    which nothing like is said of others are believed.
+
+    Args:
+        camera: (3, 4) of m.
+    """
+    deeds, words = np.array([deed_of_path(camera, one.path) for one in motions]), np.array([m.words for m in motions])
+    like = words @ words.T >= _LIKE
+    np.fill_diagonal(like, False)
+    same = alike(deeds[:, None], deeds[None]) >= SAME
+    return [motions[row] for row in np.flatnonzero(~like.any(1) | (like & same).any(1))]
+
+
+def opening_shares(track: Track, motion: np.ndarray) -> np.ndarray:
+    """(n,) how much wider a hand opens than is predicted (`PredictedHands.motion`) for its own image, where it is open;
+    1 where that tells nothing: what is predicted is a mean over all that may be."""
+    gaps = np.linalg.norm(finger_line(track.keypoints), axis=-1)
+    steps, predicted = predicted_gaps(motion)
+    rows = np.clip(track.touch + np.array(steps), 0, len(gaps) - 1)
+    opened = (predicted > _OPENED_PX) & (gaps[rows] > _OPENED_PX)
+    return gaps[rows][opened] / predicted[opened] if opened.any() else np.ones(1)
 
 
 class _Eyes:
