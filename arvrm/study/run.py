@@ -55,6 +55,8 @@ class Row:
         evaluate: changes to the settings' evaluation.
         control: what is replaced of the policy by analogy.
         leave_out: tasks that no demonstration shows, only hands; these alone are evaluated then.
+        carried: motions of the clips are in the library, too.
+        unlearnt: stage 1 learns from no clip of what is left out, which is in the library only.
     """
 
     title: str
@@ -66,6 +68,8 @@ class Row:
     words: Literal["own", "shuffled"] = "own"
     control: Control = Control()
     leave_out: tuple[str, ...] = ()
+    carried: bool = False
+    unlearnt: bool = False
     said: Literal["own", "another"] = "own"
 
     def __post_init__(self) -> None:
@@ -262,6 +266,7 @@ class _Made:
         """Make a cell; return whether there was something to do."""
         from arvrm.evaluation import EvaluateConfig, evaluate
         from arvrm.policy import policy_factory
+        from arvrm.policy.analogy import AnalogyPolicy
 
         file = self.output / "cells" / f"{cell.name}.json"
         if file.is_file():
@@ -286,7 +291,9 @@ class _Made:
             plain, stores = factory, [str(path) for path in self._demonstrations(cell)["stores"]]
 
             def factory() -> Policy:
-                return controlled(plain(), row.control, stores)
+                made = plain()
+                assert isinstance(made, AnalogyPolicy)
+                return controlled(made, row.control, stores)
 
             identity = {**identity, "control": to_dict(row.control)}
             world = TellingWorld if row.control.places == "true" else None
@@ -305,6 +312,8 @@ class _Made:
         pretrained = self.hands(cell)
         values = merged(values, {"data": self._demonstrations(cell), "train": {"seed": cell.seed}})
         values["pretrained"] = None if pretrained is None else str(pretrained)
+        if row.carried:
+            values = merged(values, {"analogy": {"clips": [str(self._clips(row))]}})
         folder = self._folder("policies", f"{cell.row}-{cell.tasks}-{cell.demonstrations}-{cell.seed}", values)
         return _trained(folder, values, FinetuneConfig, finetune, f"study.{cell.row}.finetune")
 
@@ -320,8 +329,9 @@ class _Made:
             data = {"stores": [str(self._demonstrations_as_clips(cell))]}
         else:
             data = {"stores": [str(self._clips(row))]}
-            if tasks := self._tasks(cell):
-                data["tasks"] = list(tasks)
+            tasks, unlearnt = self._tasks(cell), row.leave_out if row.unlearnt else ()
+            if tasks or unlearnt:
+                data["tasks"] = [task for task in tasks or TASKS if task not in unlearnt]
         values = merged(values, {"data": data, "train": {"seed": cell.seed}})
         folder = self._folder("hands", f"{cell.tasks}-{cell.seed}", values)
         return _trained(folder, values, PretrainConfig, pretrain, f"study.{cell.row}.pretrain")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def robot_motions(
             start = np.asarray(arrays["robot_obs"][0, :7], np.float64)
             sentence = store.header(name).instruction
             image = store.frames(name, net.robot.cameras[0].name, [0])
-            made.append(Motion(name, "robot", sentence, path, start, *eyes.seen(image, sentence)))
+            made.append(Motion(name, "robot", sentence, path, start, **eyes.seen(image, sentence)))
             bar.update(1)
     if not made:
         raise UserError(f"motion=analogy: none of {len(episodes)} demonstrations touches anything; look at the stores")
@@ -102,16 +103,16 @@ def clip_motions(
             pixels = np.asarray(points[rows, :, :2], np.float64) * (PIXELS / np.array([width, height]))
             touch, end = (int(np.abs(rows - row).argmin()) for row in (one.moments.touch, one.moments.end))
             seen = eyes.seen(store.frames(name, camera, [0]), header.instruction)
-            watched.append((name, header.instruction, Track(pixels, touch, end, seen[-1]), seen))
+            watched.append((name, header.instruction, Track(pixels, touch, end, seen["words"]), seen))
             bar.update(1)
     if not watched:
         return []
-    share = np.median(np.concatenate([opening_shares(track, seen[2]) for *_, track, seen in watched]))
+    share = np.median(np.concatenate([opening_shares(track, seen["motion"]) for *_, track, seen in watched]))
     carrier, start = Carrier(fitted, robots, float(share)), np.median([one.start for one in robots], 0)
     made = []
     for name, sentence, track, seen in watched:
         path, by = carrier.carried(track)
-        made.append(Motion(name, "human", sentence, path, start, *seen, by=by))
+        made.append(Motion(name, "human", sentence, path, start, **seen, by=by))
     return made
 
 
@@ -126,7 +127,8 @@ def believed(camera: np.ndarray, motions: Sequence[Motion]) -> list[Motion]:
     like = words @ words.T >= _LIKE
     np.fill_diagonal(like, False)
     same = alike(deeds[:, None], deeds[None]) >= SAME
-    return [motions[row] for row in np.flatnonzero(~like.any(1) | (like & same).any(1))]
+    usual = np.flatnonzero(~like.any(1) | (like & same).any(1)).tolist()
+    return [motions[row] for row in usual]
 
 
 def opening_shares(track: Track, motion: np.ndarray) -> np.ndarray:
@@ -146,12 +148,18 @@ class _Eyes:
         self.net, self.text = net, TextEncoder(net.config.vlm.text)
         self.words: dict[str, np.ndarray] = {}
 
-    def seen(self, image: np.ndarray, sentence: str) -> tuple[np.ndarray, ...]:
+    def seen(self, image: np.ndarray, sentence: str) -> dict[str, Any]:
         """Return `Motion`'s hand, confidence, motion, turn and words of an image (1, H, W, 3) and a sentence."""
         hands = predict_hands(self.net.vlm, self.text, image, [sentence])
         if sentence not in self.words:
             self.words[sentence] = sentence_words(self.net.vlm, self.text, [sentence], self.net.config.plain)[0]
-        return hands.keypoints[0], hands.confidence[0], hands.motion[0], hands.turn[0], self.words[sentence]
+        return {
+            "hand": hands.keypoints[0],
+            "confidence": hands.confidence[0],
+            "motion": hands.motion[0],
+            "turn": hands.turn[0],
+            "words": self.words[sentence],
+        }
 
 
 def _one_of_each(table: EpisodeTable, found: list[Found]) -> list[Found]:
