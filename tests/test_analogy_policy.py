@@ -6,25 +6,27 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from arvrm.episodes import EpisodeWriter
-from arvrm.interface import Observation, PlanRequest, UserError
+from arvrm.interface import ImagesWanted, Observation, PlanRequest, UserError
 from arvrm.model.analogy_net import AnalogyNet, AnalogyNetConfig
 from arvrm.model.checkpoint import load_checkpoint, save_checkpoint, write_checkpoint
 from arvrm.model.config import ModelConfig, PlacesConfig
 from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.places import MOTION_SIZE
+from arvrm.model.residual import EXECUTE, ResidualConfig
 from arvrm.model.text import TextEncoder
 from arvrm.model.words import sentence_words
 from arvrm.motions import Motion, save_library
 from arvrm.policy import load_policy
-from arvrm.policy.analogy import EXECUTE, AnalogyPolicy
+from arvrm.policy.analogy import AnalogyPolicy
+from arvrm.policy.places import Sight
 from arvrm.robots.calvin import CALVIN, apply_relative_action
 from arvrm.training import FinetuneConfig, finetune
 from arvrm.training.analogy_stage import AnalogyFitConfig
@@ -35,11 +37,17 @@ from tests.test_motions import CAMERA, down_and_along
 SENTENCES = ("press the button", "open the drawer")
 
 
-def made(folder: Path, shift: float = 0.0) -> Path:
-    """A checkpoint with an untrained stage 1 and one motion a sentence, `shift` longer after the touch."""
+def made(folder: Path, shift: float = 0.0, residual: ResidualConfig | None = None, says: float = 0.0) -> Path:
+    """A checkpoint with an untrained stage 1 and one motion a sentence, `shift` longer after the touch.
+
+    Args:
+        residual: it has one, whose last layer has weights of this deviation: `says`.
+    """
     torch.manual_seed(0)
     config = ModelConfig(width=32, layers=1, heads=2, places=PlacesConfig(enabled=True, channels=(8, 8, 8), words=8))
-    net = AnalogyNet(AnalogyNetConfig(config, ""), CALVIN).eval()
+    net = AnalogyNet(AnalogyNetConfig(config, "", residual=residual), CALVIN).eval()
+    if net.residual is not None and says:
+        torch.nn.init.normal_(cast(torch.nn.Linear, net.residual.head[-1]).weight, std=says)
     position = np.zeros((3, 21))
     position[:, (4, 8)] = 0.5
     net.keep({"position": position, "camera": CAMERA, "yaw": 0.0, "deviation": 0.1, "error": 0.01})
@@ -79,10 +87,20 @@ class Watched(Mapping):
         return len(self.values_)
 
 
+class Blind:
+    """Sees nothing that might be done."""
+
+    lookout = None
+
+    def look(self, requests: list[PlanRequest]) -> list[Sight]:
+        return [Sight([]) for _ in requests]
+
+
 def rolled(policy: AnalogyPolicy, steps: int = 60, rollouts: int = 1, read: set[str] | None = None) -> np.ndarray:
     """Actions (rollouts, steps, 7) where the arm is always at its target and the image never changes."""
     rng = np.random.default_rng(1)
     images = [rng.integers(0, 256, (96, 96, 3), dtype=np.uint8) for _ in range(rollouts)]
+    gripper = np.random.default_rng(2).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     target = np.tile([0.0, -0.2, 0.5, np.pi, 0, 1.5], (rollouts, 1))
     actions = []
     for step in range(0, steps, EXECUTE):
@@ -90,7 +108,7 @@ def rolled(policy: AnalogyPolicy, steps: int = 60, rollouts: int = 1, read: set[
         for number in range(rollouts):
             robot_obs = np.concatenate([target[number], [0.08], np.zeros(7), [1.0]])
             state: Any = {"robot_obs": robot_obs, "target_pose": target[number], "scene_obs": None, "landmarks": None}
-            seen: Any = {"rgb_static": images[number]}
+            seen: Any = {"rgb_static": images[number], "rgb_gripper": gripper}
             if read is not None:
                 state, seen = Watched(state, read), Watched(seen, read)
             frame = Observation(state, seen)
@@ -110,6 +128,67 @@ def test_from_the_observation_to_the_action_nothing_privileged_is_read(tmp_path)
     read: set[str] = set()
     rolled(load_policy(made(tmp_path / "c")), read=read)
     assert read == {"robot_obs", "target_pose", "rgb_static"}
+    read.clear()
+    rolled(load_policy(made(tmp_path / "r", residual=ResidualConfig(), says=1.0)), steps=200, read=read)
+    assert read == {"robot_obs", "target_pose", "rgb_static", "rgb_gripper"}
+
+
+def test_an_untrained_residual_changes_no_bit(tmp_path):
+    plain = rolled(load_policy(made(tmp_path / "c")), steps=400, rollouts=2)
+    policy = load_policy(made(tmp_path / "r", residual=ResidualConfig()))
+    assert np.array_equal(rolled(policy, steps=400, rollouts=2), plain)
+    assert policy.spec.image_sizes == {"rgb_static": 96, "rgb_gripper": 64}
+
+
+def test_a_residual_corrects_within_its_bound_where_the_approach_has_begun_and_not_on_the_way_there(tmp_path):
+    plain = rolled(load_policy(made(tmp_path / "c")), steps=200)[0]
+    folder = made(tmp_path / "r", residual=ResidualConfig(bound=0.25, corrects="all"), says=1.0)
+    corrected = rolled(load_policy(folder), steps=200)[0]
+    CALVIN.check_actions("here", corrected)
+    first = int(np.flatnonzero((plain != corrected).any(1))[0])
+    assert first > 8, "the way to the approach is the plan's"
+    change = np.abs(corrected[first, :6] - plain[first, :6])
+    assert 0 < change.max() <= 0.25 * 2**0.5 + 1e-6 and (change[3:5] == 0).all()
+    assert np.array_equal(rolled(load_policy(folder, batch=3), steps=200, rollouts=3)[0], corrected)
+
+
+def test_a_residual_asks_for_images_where_it_looks_and_to_be_asked_twice_changes_nothing(tmp_path):
+    folder = made(tmp_path / "r", residual=ResidualConfig(), says=1.0)
+    policy, asked = load_policy(folder), []
+    plan = policy.plan
+
+    def twice(requests: list[PlanRequest]) -> list[Any]:
+        blind = [dataclasses.replace(one, history=(Observation(one.history[0].state),)) for one in requests]
+        asked.append(plan(blind)[0])
+        return plan(requests) if isinstance(asked[-1], ImagesWanted) else [asked[-1]]
+
+    policy.plan = twice
+    assert np.array_equal(rolled(policy, steps=120), rolled(load_policy(folder), steps=120))
+    wanted = [isinstance(one, ImagesWanted) for one in asked]
+    assert 3 < sum(wanted) < len(wanted) - 3, "on the way to the approach it need not look"
+
+
+def test_corrections_together_lead_no_further_beside_the_plan_than_they_may(tmp_path):
+    policy = load_policy(made(tmp_path / "r", residual=ResidualConfig(reach_m=0.004, reach_rad=0.02, corrects="all"), says=3.0))
+    plain = load_policy(made(tmp_path / "c"))
+    ways = [rolled(one, steps=80)[0] for one in (plain, policy)]
+    first = int(np.flatnonzero((ways[0] != ways[1]).any(1))[0])
+    rolled(policy, steps=first + 8)
+    known = policy._rollouts[0]
+    off = known.bent.poses[known.bent.touch] - known.goal
+    assert 0 < np.linalg.norm(off[:3]) <= 0.004 + 1e-6 and abs(off[5]) <= 0.02 + 1e-6
+    nothing = ResidualConfig(reach_m=0, reach_rad=0, gripper=False)
+    held = load_policy(made(tmp_path / "h", residual=nothing, says=3.0))
+    np.testing.assert_allclose(rolled(held, steps=80)[0], ways[0], atol=1e-6)
+
+
+def test_where_nothing_is_planned_a_residual_says_the_action_itself(tmp_path):
+    policy = load_policy(made(tmp_path / "r", residual=ResidualConfig(), says=1.0))
+    policy.seer = Blind()
+    assert np.abs(rolled(policy, steps=8)[0, :, :6]).max() > 0.01
+    policy = load_policy(made(tmp_path / "c"))
+    policy.seer = Blind()
+    assert np.abs(rolled(policy, steps=8)[0, :, :6]).max() == 0
 
 
 def test_exchanging_the_motion_that_is_retrieved_changes_the_actions(tmp_path):

@@ -1,4 +1,4 @@
-"""The network of a policy by analogy: stage 1 with its places, and m, which was fitted and not trained."""
+"""The network of a policy by analogy: stage 1 with its places, m, which was fitted and not trained, and a residual."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from arvrm.config import bounded, check_bounds
 from arvrm.interface import KEYPOINTS, Robot, UserError
 from arvrm.model.config import ModelConfig
 from arvrm.model.keypoint_vlm import KeypointVLM
+from arvrm.model.residual import ResidualConfig, ResidualNet
 from arvrm.model.upgrade import section_of, upgraded_model
 
 NUMBERS = ("yaw", "deviation", "error")
@@ -31,6 +32,7 @@ class AnalogyNetConfig:
         retrieve: weights of the terms by which a motion is chosen, by name; `motions.RetrieveConfig`.
         plain: how much plain words count beside what places make of a sentence.
         opening: of m; see `motions.HandMap`.
+        residual: of the learnt residual; null: the policy has none.
     """
 
     vlm: ModelConfig
@@ -38,12 +40,14 @@ class AnalogyNetConfig:
     retrieve: dict[str, float] = field(default_factory=dict)
     plain: float = bounded(1.0, least=0, most=100)
     opening: float | None = bounded(None, least=-(10**3), most=10**3)
+    residual: ResidualConfig | None = None
 
     __post_init__ = check_bounds
 
 
 class AnalogyNet(nn.Module):
-    """Stage 1 and m; an `interface.Network` that predicts hands. The motions lie beside it, in the checkpoint.
+    """Stage 1, m, and maybe a residual; an `interface.Network` that predicts hands. The motions lie beside it, in the
+    checkpoint.
 
     Raises:
         UserError: stage 1 has no places.
@@ -57,6 +61,7 @@ class AnalogyNet(nn.Module):
             raise UserError("motion=analogy: stage 1 was trained without places; train one with places.enabled=true")
         self.config, self._robot = config, robot
         self.vlm = KeypointVLM(config.vlm)
+        self.residual = None if config.residual is None else ResidualNet(config.residual)
         for name, shape in (("position", (3, len(KEYPOINTS))), ("camera", (3, 4))):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("numbers", torch.zeros(len(NUMBERS), dtype=torch.float64))

@@ -123,14 +123,14 @@ def bend(path: Path, start: np.ndarray, goal: Goal, begin: int | None = None) ->
     share = np.ones(len(poses))
     at_start = np.zeros(6)
     if begin is not None and touch > 0:
-        way = _length(poses[: touch + 1, :3])
+        way = length_of_way(poses[: touch + 1, :3])
         share[: touch + 1] = np.clip(way / max(SETTLED * way[-1], 1e-6), 0, 1)
         at_start = start - poses[0]
         at_start[3:] = wrap_angle(at_start[3:])
     poses += (1 - share)[:, None] * at_start + share[:, None] * moved
     if goal.end is not None and path.end - first > touch:
         way = np.zeros(len(poses))
-        way[touch:] = _length(path.poses[first + touch :, :3])
+        way[touch:] = length_of_way(path.poses[first + touch :, :3])
         to_end = goal.end - (path.tcp_end[:3] + moved[:3])
         poses[:, :3] += np.clip(way / max(way[path.end - first], 1e-6), 0, 1)[:, None] * to_end
     rows, gripper = np.arange(first, len(path.poses)), path.gripper[first:]
@@ -161,7 +161,7 @@ def _crossing(start: np.ndarray, entry: np.ndarray, height: float) -> np.ndarray
     return np.array([up, over])
 
 
-def _length(points: np.ndarray) -> np.ndarray:
+def length_of_way(points: np.ndarray) -> np.ndarray:
     """(n,) the length of way to each of (n, 3) points."""
     return np.append(0.0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1)))
 

@@ -9,16 +9,16 @@ from typing import Protocol
 
 import numpy as np
 
-from arvrm.interface import Drawing, ImagesWanted, PlanRequest, PolicySpec, Robot
+from arvrm.interface import Drawing, ImagesWanted, Observation, PlanRequest, PolicySpec, Robot
 from arvrm.model.checkpoint import load_checkpoint
+from arvrm.model.residual import EXECUTE
 from arvrm.motions.library import load_library
 from arvrm.motions.path import Bent, bend, entry_of, straight
+from arvrm.motions.plan import Plan, onward, plan_actions
 from arvrm.policy.drawing import drawing_of
 from arvrm.policy.places import Choice, PlaceSeer, Sight
-from arvrm.robots.calvin import apply_relative_action, relative_action
+from arvrm.policy.residual import Residual
 
-EXECUTE = 4
-"""Steps between two plans."""
 LOOK_EVERY = 16
 """Steps after which it looks again while the touch is ahead."""
 LEAVING = 16
@@ -53,6 +53,8 @@ class _Rollout:
     sight: Sight | None = None
     choice: Choice | None = None
     bent: Bent | None = None
+    goal: np.ndarray = field(default_factory=lambda: np.zeros(6))
+    """The target at the touch as the path was bent, before corrections moved it."""
     cursor: int = 0
     looked: int = 0
     tcp: np.ndarray | None = None
@@ -82,10 +84,20 @@ class AnalogyPolicy:
     """Plans by following, in closed loop, the path of a motion bent to where a hand would act.
 
     State is kept for each rollout by itself, so that plans do not depend on who else is waiting.
+
+    Args:
+        residual: what corrects the path near and after the touch; None: it is followed as it is.
     """
 
-    def __init__(self, robot: Robot, seer: Seer, image_sizes: dict[str, int], batch: int = 1) -> None:
-        self.robot, self.seer = robot, seer
+    def __init__(
+        self,
+        robot: Robot,
+        seer: Seer,
+        image_sizes: dict[str, int],
+        batch: int = 1,
+        residual: Residual | None = None,
+    ) -> None:
+        self.robot, self.seer, self.residual = robot, seer, residual
         self.spec = PolicySpec(robot.name, image_sizes, (0,), EXECUTE, batch, looks_when_needed=True)
         self._rollouts: dict[int, _Rollout] = {}
         self._notes: dict[int, Counter] = {}
@@ -126,8 +138,9 @@ class AnalogyPolicy:
             known = self._rollouts[request.rollout] = _Rollout(request.instruction, gripper=float(robot_obs[14]))
             known.leaving = rest
         self._follow(known, request, target, robot_obs[:3])
+        chunk = self._chunk(known, request.history[-1], target).astype(np.float32)
         known.tcp = robot_obs[:3]
-        return self._chunk(known, target)
+        return chunk
 
     def _follow(self, known: _Rollout, request: PlanRequest, target: np.ndarray, tcp: np.ndarray) -> None:
         """Begin, correct or leave the path.
@@ -171,6 +184,7 @@ class AnalogyPolicy:
         known.tried[choice.key] += 1
         known.choice, known.cursor = choice, 0
         known.bent = bend(choice.motion.path, target, choice.goal)
+        known.goal = known.bent.poses[known.bent.touch]
 
     def _correct(self, known: _Rollout, request: PlanRequest, target: np.ndarray) -> None:
         """Look again, and bend what is left of the path where the place has moved."""
@@ -185,6 +199,7 @@ class AnalogyPolicy:
         if begin < path.touch:
             known.choice, known.cursor = again, 0
             known.bent = bend(path, target, again.goal, None if begin <= entry_of(path) else begin)
+            known.goal = known.bent.poses[known.bent.touch]
 
     def _look(self, known: _Rollout, request: PlanRequest) -> Sight:
         if not request.history[-1].images:
@@ -192,28 +207,60 @@ class AnalogyPolicy:
         known.sight, known.looked = self.seer.look([request])[0], request.step
         return known.sight
 
-    def _chunk(self, known: _Rollout, target: np.ndarray) -> np.ndarray:
-        """Return the actions that move the target along the path, one row of it a step."""
-        actions = []
-        for _ in range(EXECUTE):
-            if known.leaving:
-                goal, known.gripper = known.leaving.pop(0)
-            elif known.bent is not None and known.cursor < len(known.bent.poses):
-                goal, known.gripper = known.bent.poses[known.cursor], float(known.bent.gripper[known.cursor])
-                known.cursor += 1
-            else:
-                goal = target
-            action = relative_action(target, goal, known.gripper)
-            target = apply_relative_action(target, action)
-            actions.append(action)
-        return np.array(actions, np.float32)
+    def _chunk(self, known: _Rollout, seen: Observation, target: np.ndarray) -> np.ndarray:
+        """Return the actions (EXECUTE, 7) that move the target along the path, one row of it a step.
+
+        Raises:
+            ImagesWanted: the residual must look; nothing has changed yet.
+        """
+        if known.leaving:
+            return self._leave(known, target)
+        bent, begin = known.bent, known.cursor
+        corrects = self._is_corrected(known)
+        if corrects and not seen.images:
+            raise ImagesWanted
+        if bent is not None:
+            known.cursor = min(begin + EXECUTE, len(bent.poses))
+        if self.residual is None or not corrects:
+            actions = plan_actions(bent, begin, target, known.gripper)
+        else:
+            plan = None
+            if bent is not None and known.choice is not None:
+                plan = Plan(bent, begin, known.goal, known.choice.goal.confidence)
+            corrected = self.residual.corrected(plan, seen, known.gripper)
+            actions = corrected.actions
+            if bent is not None and corrected.moved.any():
+                known.bent = onward(bent, known.cursor, bent.poses[known.cursor - 1] + corrected.moved)
+        known.gripper = float(actions[-1, 6])
+        return actions
+
+    def _leave(self, known: _Rollout, target: np.ndarray) -> np.ndarray:
+        """Return a chunk of what is left of the motion before; where that is over, the target stays."""
+        rest, known.leaving = known.leaving[:EXECUTE], known.leaving[EXECUTE:]
+        poses, commands = np.array([pose for pose, _ in rest]), np.array([command for _, command in rest])
+        leaving = Bent(poses, commands, np.zeros(len(rest), int), -1)
+        actions = plan_actions(leaving, 0, target, known.gripper)
+        known.gripper = float(actions[-1, 6])
+        return actions
+
+    def _is_corrected(self, known: _Rollout) -> bool:
+        """Whether the residual acts: where nothing is planned, and from where the approach to the touch begins."""
+        if self.residual is None:
+            return False
+        if known.bent is None:
+            return True
+        row = known.cursor
+        if known.choice is None or row >= len(known.bent.poses):
+            return False
+        near = known.bent.rows[row] > entry_of(known.choice.motion.path)
+        return bool(near) and (self.residual.net.config.after_touch or row <= known.bent.touch)
 
     def _note(self, request: PlanRequest, text: str) -> None:
         self._notes.setdefault(request.rollout, Counter())[text] += 1
 
 
 def load_analogy(checkpoint: str | Path, device: str = "cpu", batch: int = 1) -> AnalogyPolicy:
-    """Load a checkpoint that `finetune motion=analogy` made.
+    """Load a checkpoint that `finetune motion=analogy` or `motion=residual` made.
 
     Raises:
         UserError: there is none, it is of another kind, or its library of motions is damaged.
@@ -222,4 +269,9 @@ def load_analogy(checkpoint: str | Path, device: str = "cpu", batch: int = 1) ->
     assert loaded.robot is not None
     camera = loaded.robot.cameras[0].name
     seer = PlaceSeer(loaded.model, load_library(checkpoint, loaded.config.library), camera)
-    return AnalogyPolicy(loaded.robot, seer, {camera: loaded.metadata.images[camera]}, batch)
+    sizes, residual = {camera: loaded.metadata.images[camera]}, None
+    if loaded.model.residual is not None:
+        gripper = next(one.name for one in loaded.robot.cameras if one.role == "gripper")
+        sizes[gripper] = loaded.metadata.images[gripper]
+        residual = Residual(loaded.model.residual, gripper)
+    return AnalogyPolicy(loaded.robot, seer, sizes, batch, residual)

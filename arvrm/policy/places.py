@@ -78,10 +78,16 @@ class PlaceSeer:
     Every request is looked at by itself, so that what is seen does not depend, to the bit, on who else is waiting.
     """
 
-    def __init__(self, net: AnalogyNet, motions: Sequence[Motion], camera: str = "rgb_static") -> None:
+    def __init__(
+        self,
+        net: AnalogyNet,
+        motions: Sequence[Motion],
+        camera: str = "rgb_static",
+        text: TextEncoder | None = None,
+    ) -> None:
         self.net, self.camera = net, camera
         self.map = HandMap(**net.fitted())
-        self.text = TextEncoder(net.config.vlm.text)
+        self.text = text or TextEncoder(net.config.vlm.text)
         self.retriever = Retriever(motions, RetrieveConfig(**net.config.retrieve), self.map.camera)
         self.motions = self.retriever.motions
         self._words: dict[str, np.ndarray] = {}

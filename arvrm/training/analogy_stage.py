@@ -1,4 +1,4 @@
-"""Stage 2 by analogy: m and a library of motions from demonstrations. Nothing is trained; two minutes for a hundred."""
+"""Stage 2 by analogy: m and a library of motions from demonstrations. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from arvrm.files import replacing
 from arvrm.interface import Robot, UserError
 from arvrm.model.analogy_net import AnalogyNet, AnalogyNetConfig
 from arvrm.model.checkpoint import load_checkpoint, write_checkpoint
+from arvrm.model.metadata import CheckpointMetadata
 from arvrm.motions import (
     HandMap,
     Motion,
@@ -68,24 +69,73 @@ class AnalogyFitConfig:
     __post_init__ = check_bounds
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A policy by analogy, made and not yet written.
+
+    Attributes:
+        net: with m; its config does not know the library yet.
+        motions: the library.
+        own: row of the table -> the motion of that demonstration.
+        episodes, held_out: rows of the table, as `data` splits them.
+        numbers: what there is to be said of it.
+    """
+
+    net: AnalogyNet
+    motions: list[Motion]
+    own: dict[int, Motion]
+    episodes: np.ndarray
+    held_out: np.ndarray
+    numbers: dict[str, float]
+
+    def save_library(self, folder: Path) -> None:
+        """Write the motions into a run's folder, and note them in the network's configuration."""
+        library = save_library(folder, self.motions)
+        self.net.config = dataclasses.replace(self.net.config, library=library)
+
+
 def fit_analogy(config: FinetuneConfig, table: EpisodeTable, robot: Robot, progress: bool) -> TrainResult:
     """Make a policy by analogy of demonstrations and a stage 1 with places.
 
     Raises:
-        UserError: no stage 1 is given, or it has no places; the robot is not moved by poses; no demonstration touches.
+        UserError: as `analogy_of`.
     """
     begin = time.perf_counter()
+    made = analogy_of(config, table, robot, progress)
+    seconds = time.perf_counter() - begin
+    folder = begin_run(config, "finetune", robot)
+    if processes.is_main():
+        made.save_library(folder)
+        write_checkpoint(folder, made.net, metadata_of_analogy(config, table, made.episodes))
+        line = {"step": 0, "split": "train", "seconds": round(seconds, 2), **made.numbers}
+        with replacing(folder / "metrics.jsonl") as partial:
+            partial.write_text(json.dumps(line) + "\n")
+    return TrainResult(Path(config.output), 0, seconds, {"train": made.numbers})
+
+
+def analogy_of(config: FinetuneConfig, table: EpisodeTable, robot: Robot, progress: bool) -> Fitted:
+    """Make m and the motions of a policy by analogy.
+
+    Raises:
+        UserError: no stage 1 is given, or it has no places; the robot is not moved by poses; no demonstration touches.
+    """
     if config.pretrained is None:
-        raise UserError("motion=analogy: pretrained is null; give a stage 1 that was trained with places")
+        raise UserError(f"motion={config.motion}: pretrained is null; give a stage 1 that was trained with places")
     stage1 = load_checkpoint(config.pretrained, kind="keypoint_vlm")
     settings = config.analogy
     given = None if settings.camera is None else read_camera(settings.camera)
-    episodes, _ = split(table, config.data)
+    episodes, held_out = split(table, config.data)
     retrieve = {name: float(value) for name, value in to_dict(settings.retrieve).items()}
-    net = AnalogyNet(AnalogyNetConfig(stage1.config, "", retrieve, _PLAIN), robot).eval()
+    residual = config.residual.network if config.motion == "residual" else None
+    net = AnalogyNet(AnalogyNetConfig(stage1.config, "", retrieve, _PLAIN, residual=residual), robot).eval()
     net.vlm.load_state_dict(stage1.model.state_dict(), strict=True)
     clips = open_table(DataConfig(settings.clips, cache=config.data.cache), "human", 1) if settings.clips else None
-    motions = robot_motions(net, table, episodes, progress, config.data.cache)
+    found = robot_motions(net, table, episodes, progress, config.data.cache)
+    if not found:
+        raise UserError(
+            f"motion={config.motion}: none of {len(episodes)} demonstrations touches anything; look at the stores"
+        )
+    motions = list(found.values())
     tcp = np.concatenate([[one.path.tcp_touch, one.path.tcp_end] for one in motions])
     hands = np.concatenate([one.hand for one in motions])
     # When something is done is less clear than when it is touched.
@@ -107,17 +157,13 @@ def fit_analogy(config: FinetuneConfig, table: EpisodeTable, robot: Robot, progr
             "hand_motions_own_way": float(sum(not one.by for one in of_hands)),
             "hand_motions_not_believed": float(len(some) - len(of_hands)),
         }
-    seconds = time.perf_counter() - begin
-    folder = begin_run(config, "finetune", robot)
-    if processes.is_main():
-        metadata = metadata_of(config, table, episodes, "finetune")
-        metadata = dataclasses.replace(metadata, history=1, execute_steps=None, pretrained=config.pretrained)
-        net.config = dataclasses.replace(net.config, library=save_library(folder, motions))
-        write_checkpoint(folder, net, metadata)
-        line = {"step": 0, "split": "train", "seconds": round(seconds, 2), **values}
-        with replacing(folder / "metrics.jsonl") as partial:
-            partial.write_text(json.dumps(line) + "\n")
-    return TrainResult(Path(config.output), 0, seconds, {"train": values})
+    return Fitted(net, motions, found, episodes, held_out, values)
+
+
+def metadata_of_analogy(config: FinetuneConfig, table: EpisodeTable, episodes: np.ndarray) -> CheckpointMetadata:
+    """What the checkpoint says of how it was made."""
+    metadata = metadata_of(config, table, episodes, "finetune")
+    return dataclasses.replace(metadata, history=1, execute_steps=None, pretrained=config.pretrained)
 
 
 def numbers_of(fitted: HandMap, motions: int) -> dict[str, float]:

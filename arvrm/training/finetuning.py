@@ -31,6 +31,7 @@ from arvrm.training.analogy_stage import AnalogyFitConfig, fit_analogy
 from arvrm.training.config import TrainConfig, TrainResult
 from arvrm.training.data import DataConfig, open_table
 from arvrm.training.loop import Trainer, to_device
+from arvrm.training.residual_stage import ResidualFitConfig, fit_residual
 from arvrm.training.robot_data import RobotData
 from arvrm.training.runs import begin_run, metadata_of, reserved, saver
 from arvrm.training.threads import threads_of
@@ -47,8 +48,10 @@ class FinetuneConfig:
         overwrite: replace an existing run.
         motion: learned: a network is trained that says each action. analogy: m and a library of motions are made of the
             demonstrations, which the policy carries over to where stage 1 sees the hand act; needs a stage 1 with
-            places as `pretrained`; `window`, `model` and `train` count for nothing then.
+            places as `pretrained`; `window`, `model` and `train` count for nothing then. residual: the same, and a
+            small network is trained (by `train`) that corrects its actions by what the gripper's camera sees.
         analogy: how that is made.
+        residual: how that network is trained.
         pretrained: checkpoint to start from: stage 1's, or a policy's; null: from scratch.
         pretrained_rate: fraction of the learning rate at which the weights of that checkpoint are trained on.
         index: clip index whose clips accompany the robot's windows; null: none.
@@ -61,8 +64,9 @@ class FinetuneConfig:
     output: str
     resume: bool = False
     overwrite: bool = False
-    motion: Literal["learned", "analogy"] = "learned"
+    motion: Literal["learned", "analogy", "residual"] = "learned"
     analogy: AnalogyFitConfig = field(default_factory=AnalogyFitConfig)
+    residual: ResidualFitConfig = field(default_factory=ResidualFitConfig)
     data: DataConfig = field(default_factory=DataConfig)
     pretrained: str | None = None
     pretrained_rate: float = bounded(1.0, least=0, most=1)
@@ -97,6 +101,8 @@ def finetune(config: FinetuneConfig, progress: bool = True) -> TrainResult:
         if config.motion == "analogy":
             return fit_analogy(config, table, robot, progress)
         with threads_of(config, progress):
+            if config.motion == "residual":
+                return fit_residual(config, table, robot, progress)
             return _train(config, table, pretrained, robot, progress)
 
 

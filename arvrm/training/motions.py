@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from arvrm.interface import UserError
 from arvrm.model.analogy_net import AnalogyNet
 from arvrm.model.encoders import TextEncoder
 from arvrm.model.places import PIXELS, predict_hands
@@ -48,14 +47,14 @@ def touching(table: EpisodeTable, episodes: Sequence[int] | np.ndarray, cache: s
 
 
 def robot_motions(
-    net: AnalogyNet, table: EpisodeTable, episodes: np.ndarray, progress: bool, cache: str | None = None
-) -> list[Motion]:
-    """Make the motions of a table's robot episodes; `cache` as in `touching`.
-
-    Raises:
-        UserError: there is none that has a touch.
-    """
-    eyes, made = _Eyes(net), []
+    net: AnalogyNet,
+    table: EpisodeTable,
+    episodes: Sequence[int] | np.ndarray,
+    progress: bool,
+    cache: str | None = None,
+) -> dict[int, Motion]:
+    """Make the motions, by row, of those of a table's robot episodes that touch something; `cache` as in `touching`."""
+    eyes, made = _Eyes(net), {}
     found = touching(table, episodes, cache)
     with progress_bar("motions", len(found), progress) as bar:
         for one in found:
@@ -65,10 +64,8 @@ def robot_motions(
             start = np.asarray(arrays["robot_obs"][0, :7], np.float64)
             sentence = store.header(name).instruction
             image = store.frames(name, net.robot.cameras[0].name, [0])
-            made.append(Motion(name, "robot", sentence, path, start, **eyes.seen(image, sentence)))
+            made[one.row] = Motion(name, "robot", sentence, path, start, **eyes.seen(image, sentence))
             bar.update(1)
-    if not made:
-        raise UserError(f"motion=analogy: none of {len(episodes)} demonstrations touches anything; look at the stores")
     return made
 
 
