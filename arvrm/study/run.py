@@ -56,6 +56,7 @@ class Row:
         control: what is replaced of the policy by analogy.
         leave_out: tasks that no demonstration shows, only hands; these alone are evaluated then.
         carried: motions of the clips are in the library, too.
+        least: demonstrations of a task that it needs; with fewer it has no cell.
         unlearnt: stage 1 learns from no clip of what is left out, which is in the library only.
     """
 
@@ -70,6 +71,7 @@ class Row:
     leave_out: tuple[str, ...] = ()
     carried: bool = False
     unlearnt: bool = False
+    least: int = bounded(0, least=0, most=10**5)
     said: Literal["own", "another"] = "own"
 
     def __post_init__(self) -> None:
@@ -225,7 +227,8 @@ def cells_of(config: StudyConfig, settings: Settings) -> Iterator[Cell]:
             for tasks in config.tasks:
                 for count in config.demonstrations:
                     for row in config.rows or settings.rows:
-                        yield Cell(row, tasks, count, scene, seed, config.chains)
+                        if count == "all" or int(count) >= settings.rows[row].least:
+                            yield Cell(row, tasks, count, scene, seed, config.chains)
 
 
 class _Made:
