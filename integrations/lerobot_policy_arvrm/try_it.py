@@ -26,9 +26,15 @@ import torch
 
 CAMERA = "observation.images.front"
 TASK = "push the T onto its mark"
-SMALL = {
-    "width": 32, "layers": 1, "heads": 2, "latents": 2, "joint_width": 16, "chunk": 8,
-    "vision": {"static_size": 48, "gripper_size": 48, "width": 32, "channels": [8, 16], "depth": 1, "points": 8},
+SETTINGS = {
+    "output": "policy",
+    "data": {"stores": ["store"], "validation": 0},
+    "window": {"history": 3, "stride": 2},
+    "model": {
+        "width": 32, "layers": 1, "heads": 2, "latents": 2, "joint_width": 16, "chunk": 8,
+        "vision": {"static_size": 64, "gripper_size": 64, "width": 32, "channels": [8, 16], "depth": 1, "points": 8},
+    },
+    "train": {"steps": 20, "batch": 8, "device": "cpu", "validate_every": 0, "tensorboard": False},
 }  # fmt: skip
 
 
@@ -230,14 +236,7 @@ def main() -> None:
     report = convert_lerobot(ConvertLeRobotConfig("set", "store", facts=facts))
     say(f"what LeRobotDataset wrote is converted: {report.episodes} episodes", report.episodes == 4)
     check_store(folder / "set", folder / "store")
-    settings = {
-        "output": "policy",
-        "data": {"stores": ["store"], "validation": 0},
-        "window": {"history": 3, "stride": 2},
-        "model": SMALL,
-        "train": {"steps": 20, "batch": 8, "device": "cpu", "validate_every": 0, "tensorboard": False},
-    }
-    finetune(from_dict(FinetuneConfig, settings), progress=False)
+    finetune(from_dict(FinetuneConfig, SETTINGS), progress=False)
     package("policy", "packaged", device="cpu")
     check_actions(folder / "packaged", folder / "policy")
     check_eval(folder / "packaged", folder)
