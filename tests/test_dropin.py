@@ -43,6 +43,7 @@ def config(scene: dict | None = None, size: int = 20) -> dict:
             "tactile": {"_target_": "calvin_env.camera.tactile_sensor.TactileSensor", "name": "tactile"},
         },
         "scene": scene or {
+            "robot_base_position": [-0.34, -0.46, 0.24],
             "objects": {
                 "fixed_objects": {"table": {"file": "calvin_table_D/urdf/calvin_table_D.urdf"}},
                 "movable_objects": {"block_red": BLOCK, "block_blue": BLOCK, "block_pink": BLOCK},
