@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path as File
 
 import numpy as np
 import pytest
 from small_stores import human_episode, robot_episode
-from test_motions import CAMERA, down_and_along
+from test_motions import CAMERA
 
+from arvrm.cli.explain import ExplainConfig, explain
 from arvrm.episodes import EpisodeWriter
 from arvrm.hands.skeleton import TIPS
-from arvrm.model.checkpoint import save_checkpoint
+from arvrm.model.checkpoint import load_checkpoint, save_checkpoint
 from arvrm.model.config import ModelConfig, PlacesConfig
 from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.metadata import CheckpointMetadata
 from arvrm.motions import Carrier, HandMap, Motion, Path, RetrieveConfig, Retriever, Track, fit_opening
 from arvrm.motions.camera import project
-from arvrm.motions.deeds import SAME, alike, deed_of_hand, deed_of_path
+from arvrm.motions.deeds import alike, deed_of_hand, deed_of_path
 from arvrm.policy import load_policy
 from arvrm.training import FinetuneConfig, finetune
 from arvrm.training.analogy_stage import AnalogyFitConfig
@@ -144,8 +146,8 @@ def retriever(*motions: Motion) -> Retriever:
 
 
 def ranked(found: Retriever, words: np.ndarray) -> list[str]:
-    count = len(found.motions)
-    terms = found.terms(words, found.motion[0], found.motions[0].hand, np.zeros(7), np.zeros((count, 3)), np.zeros(count))
+    touches = np.zeros((len(found.motions), 3))
+    terms = found.terms(words, found.motion[0], found.motions[0].hand, np.zeros(7), touches, touches[:, 0])
     return [found.motions[row].id for row in found.ranked(terms)]
 
 
@@ -201,6 +203,8 @@ def test_finetune_carries_clips_over_and_the_policy_says_when_it_follows_a_hand(
     )
     numbers = result.metrics["train"]
     assert numbers["hand_motions"] + numbers["hand_motions_not_believed"] <= 3
+    known = load_checkpoint(result.folder).metadata.stores
+    assert [File(one.path).name for one in known] == ["robots", "clips"]
     policy = load_policy(result.folder)
     hands = [one for one in policy.seer.motions if one.embodiment == "human"]
     assert hands and len(hands) == numbers["hand_motions"] and all(one.sentence == "wave at everybody" for one in hands)
@@ -208,3 +212,12 @@ def test_finetune_carries_clips_over_and_the_policy_says_when_it_follows_a_hand(
     sight = policy.seer.sight(np.zeros((96, 96, 3), np.uint8), "wave at everybody", np.zeros(7))
     assert "no demonstration: as a hand does it" in sight.notes
     assert {one.motion.embodiment for one in sight.choices} == {"human"}
+    page = explain(
+        ExplainConfig(
+            str(result.folder), "wave at everybody", str(tmp_path / "a.html"), store=str(tmp_path / "clips"),
+            episode="clip-0",
+        )
+    )  # fmt: skip
+    shown = page.read_text()
+    assert f"{sight.choices[0].motion.id} (human, " in shown and "as a hand does it" in shown
+    assert "at its touch" in shown and "The store that clip" not in shown

@@ -32,7 +32,7 @@ class CheckpointMetadata:
         pretrained: the checkpoint that training started from.
         tasks: of the training episodes, sorted.
         episodes: how many there were; None: not known.
-        stores: where they came from.
+        stores: where they came from; and clips whose motions it carries over.
         settings: sections of the training run's configuration, as they were written: "data", "window", "train" and
             maybe "retrieval".
         imported: file and kind of the original that it was made from.

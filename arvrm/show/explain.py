@@ -124,7 +124,7 @@ def explanation(policy: AnalogyPolicy, checkpoint: str | Path, picture: Picture,
         places=acting_points(hypotheses) / PIXELS,
         confidence=(float(hands.confidence[0, 0]), float(hands.confidence[0, 1])),
         notes=sight.notes,
-        choice="" if choice is None else f"{choice.motion.id} ({choice.motion.embodiment}): “{choice.motion.sentence}”",
+        choice="" if choice is None else _said(choice.motion),
         source=source,
         missing=" ".join(missing),
         terms=() if choice is None else tuple(choice.terms),
@@ -137,16 +137,25 @@ def explanation(policy: AnalogyPolicy, checkpoint: str | Path, picture: Picture,
     )
 
 
+def _said(motion: Motion) -> str:
+    """A line about a motion."""
+    way = ", the hand's own way" if motion.embodiment == "human" else ""
+    way = f", in the way of {motion.by}" if motion.by else way
+    return f"{motion.id} ({motion.embodiment}{way}): “{motion.sentence}”"
+
+
 def _demonstration(metadata: CheckpointMetadata, motion: Motion) -> tuple[list[tuple[str, np.ndarray]], str]:
     """Pictures of the episode that a motion came from, with its own hand, and at its touch; or why there are none."""
     for store in _stores(metadata):
         if motion.id not in store:
             continue
         header = store.header(motion.id)
-        rows = [0, header.frame_at(motion.path.touch)]
-        first, touch = store.frames(motion.id, next(iter(header.cameras)), rows)
+        # The path of a hand's motion has rows of its own.
+        touch = motion.path.touch if motion.embodiment == "robot" else episode_moments(store, motion.id).touch
+        rows = [0, header.frame_at(touch)]
+        first, acting = store.frames(motion.id, next(iter(header.cameras)), rows)
         own = draw_over(first, skeleton(motion.hand[0]))
-        return [("its first image, with the hand that is predicted there", own), ("at its touch", touch)], ""
+        return [("its first image, with the hand that is predicted there", own), ("at its touch", acting)], ""
     return [], f"The store that {motion.id} came from is not here any more."
 
 

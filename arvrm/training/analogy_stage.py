@@ -30,9 +30,9 @@ from arvrm.motions import (
     save_library,
 )
 from arvrm.training.config import TrainResult
-from arvrm.training.data import DataConfig, open_table, split
+from arvrm.training.data import DataConfig, open_stores, open_table, split
 from arvrm.training.motions import believed, clip_motions, robot_motions
-from arvrm.training.runs import begin_run, metadata_of
+from arvrm.training.runs import begin_run, metadata_of, trained_on
 from arvrm.windows import EpisodeTable
 
 if TYPE_CHECKING:
@@ -163,7 +163,9 @@ def analogy_of(config: FinetuneConfig, table: EpisodeTable, robot: Robot, progre
 def metadata_of_analogy(config: FinetuneConfig, table: EpisodeTable, episodes: np.ndarray) -> CheckpointMetadata:
     """What the checkpoint says of how it was made."""
     metadata = metadata_of(config, table, episodes, "finetune")
-    return dataclasses.replace(metadata, history=1, execute_steps=None, pretrained=config.pretrained)
+    clips = trained_on(open_stores(config.analogy.clips)) if config.analogy.clips else ()
+    stores = (*metadata.stores, *clips)
+    return dataclasses.replace(metadata, history=1, execute_steps=None, pretrained=config.pretrained, stores=stores)
 
 
 def numbers_of(fitted: HandMap, motions: int) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from arvrm import processes
 from arvrm.config import from_dict, to_dict
+from arvrm.episodes import EpisodeStore
 from arvrm.files import clear_folder, clear_folders, discard_folder, locked, reporting, write_json
 from arvrm.interface import Robot, UserError
 from arvrm.model.checkpoint import write_checkpoint
@@ -94,9 +95,14 @@ def metadata_of(config: RunConfig, table: EpisodeTable, train: np.ndarray, stage
         images={name: size[0] for name, size in table.header(0).cameras.items()},
         tasks=tuple(sorted({table.tasks[task] for task in table.task[train]})),
         episodes=len(train),
-        stores=tuple(TrainedOn(str(store.path), store_fingerprint(store)) for store in table.stores),
+        stores=trained_on(table.stores),
         settings={"data": to_dict(config.data), "window": to_dict(config.window), "train": to_dict(config.train)},
     )
+
+
+def trained_on(stores: Sequence[EpisodeStore]) -> tuple[TrainedOn, ...]:
+    """Return what a checkpoint keeps of the stores that it was made from."""
+    return tuple(TrainedOn(str(store.path), store_fingerprint(store)) for store in stores)
 
 
 def saver(metadata: CheckpointMetadata) -> Callable[[Path, nn.Module], None]:
