@@ -58,6 +58,8 @@ _KERNEL, _AGREE = 0.03, 0.6
 them does is believed."""
 _LESS_ALIKE = 0.15
 """Demonstrations of which that much less alike is said than of clips still show the task, if they do what these do."""
+_FURTHER = 8
+"""Motions at most that follow those that the words allow."""
 
 
 class Retriever:
@@ -137,7 +139,8 @@ class Retriever:
         return "robot" if (~self.of_hands & (words >= least)).any() else "human"
 
     def ranked(self, terms: np.ndarray) -> list[int]:
-        """Return numbers of the motions that the words allow, best first."""
+        """Return numbers of the motions that the words allow, best first; then of some that do the same, if clips tell
+        what that is: where the first ones fail, others come from another side, or grip otherwise."""
         shown = self.shown(terms)
         if shown is None:
             order = np.argsort(-(terms @ (self.weights * _UNSHOWN)), kind="stable")
@@ -147,8 +150,11 @@ class Retriever:
             usable = same
         words = np.where(usable, terms[:, _WORDS], -np.inf)
         allowed = np.flatnonzero(words >= words.max() - self.config.margin)
-        score = terms @ self.weights
-        return [int(row) for row in allowed[np.argsort(-score[allowed], kind="stable")]]
+        same = self._told_same(terms) & (terms[:, _WORDS] >= terms[:, _WORDS].max() - _LESS_ALIKE)
+        further = np.setdiff1d(np.flatnonzero(same), allowed)
+        order = np.argsort(-(terms @ self.weights), kind="stable").tolist()
+        first, others = set(allowed.tolist()), set(further.tolist())
+        return [row for row in order if row in first] + [row for row in order if row in others][:_FURTHER]
 
     def _told_same(self, terms: np.ndarray) -> np.ndarray:
         """(n,) whether motions do what clips tell; none does where no clip tells."""

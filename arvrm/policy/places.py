@@ -24,8 +24,8 @@ _REACH_M = 0.06
 """How far beyond all motions of the library a place may lie."""
 _RANK = 0.7
 """How much likelier (as a logarithm) a place must be for the next motion there to come before the best elsewhere."""
-_OWN_M = 0.04
-"""The prediction for a motion's own image is believed wrong where it is off by more."""
+_OWN_M = 0.08
+"""The prediction for a motion's own image is believed wrong where it is off by more, times its confidence."""
 _ALIKE, _SEVERAL, _AGREE_M = 0.75, 3, 0.045
 """Motions with words so alike, so many, that agree so well, tell together how far off the prediction is."""
 _SURE_END, _OTHER_WAY_M = 0.5, 0.05
@@ -96,7 +96,8 @@ class PlaceSeer:
         own = np.array([one.hand[0] for one in self.motions])
         self._offset = tcp[:, :3] - self.map.place(own, self._heights)
         for some in (self.retriever.of_hands, ~self.retriever.of_hands):
-            self._offset[some] = common_offsets(self.retriever.words[some], self._offset[some])
+            own_sure = np.array([one.confidence[0] for one in self.motions])[some]
+            self._offset[some] = common_offsets(self.retriever.words[some], self._offset[some], own_sure)
         self._end_heights = np.array([one.path.tcp_end[2] for one in self.motions])
         self._goes = np.array([one.path.tcp_end[:3] - one.path.tcp_touch[:3] for one in self.motions])
         self._own_goes = self._seen_to_go(np.array([one.hand for one in self.motions]))
@@ -190,7 +191,7 @@ class PlaceSeer:
         return np.where(changed[:, None], self._goes + other, 0.0)
 
 
-def common_offsets(words: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def common_offsets(words: np.ndarray, offsets: np.ndarray, confidence: np.ndarray) -> np.ndarray:
     """How far (n, 3, m) each motion acts from where the hand is predicted for its own image.
 
     Hands and robots may have been given another moment for the touch. Where motions of like words agree on how far that
@@ -199,6 +200,7 @@ def common_offsets(words: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     Args:
         words: (n, E) of unit length.
         offsets: (n, 3) of each motion by itself, m.
+        confidence: (n,) of what is predicted for their own images.
     """
     found = np.zeros_like(offsets)
     for row, own in enumerate(offsets):
@@ -207,7 +209,7 @@ def common_offsets(words: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         spread = float(np.median(np.linalg.norm(alike - middle, axis=1)))
         if len(alike) >= _SEVERAL and spread <= _AGREE_M:
             found[row] = middle
-        elif np.linalg.norm(own) <= _OWN_M:
+        elif np.linalg.norm(own) <= _OWN_M * confidence[row]:
             found[row] = own
     return found
 

@@ -20,8 +20,8 @@ from arvrm.motions.hand_map import finger_line
 from arvrm.training.log import progress_bar
 from arvrm.windows import HAND_KEYPOINTS, EpisodeTable, choose_hand, store_fingerprint
 
-_LIKE = 0.8
-"""Words so alike speak of the same."""
+_LIKE, _USUAL = 0.8, 0.1
+"""Words so alike speak of the same; what so small a share of those does is not believed."""
 _OPENED_PX = 3.0
 """Tips further apart than that are not pinched."""
 
@@ -114,8 +114,8 @@ def clip_motions(
 
 
 def believed(camera: np.ndarray, motions: Sequence[Motion]) -> list[Motion]:
-    """Leave out what nobody else does of whom the like is said: it was misunderstood, its moments perhaps. Motions of
-    which nothing like is said of others are believed.
+    """Leave out what hardly anybody else does of whom the like is said: it was misunderstood, its moments perhaps.
+    Motions of which nothing like is said of others are believed.
 
     Args:
         camera: (3, 4) of m.
@@ -124,7 +124,7 @@ def believed(camera: np.ndarray, motions: Sequence[Motion]) -> list[Motion]:
     like = words @ words.T >= _LIKE
     np.fill_diagonal(like, False)
     same = alike(deeds[:, None], deeds[None]) >= SAME
-    usual = np.flatnonzero(~like.any(1) | (like & same).any(1)).tolist()
+    usual = np.flatnonzero((like & same).sum(1) >= _USUAL * like.sum(1)).tolist()
     return [motions[row] for row in usual]
 
 
