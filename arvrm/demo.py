@@ -240,7 +240,7 @@ def _finetune(output: Path, settings: dict[str, Any]) -> None:
             "pretrained": str(output / "pretrain"),
         },
     )
-    if values["motion"] == "analogy":
+    if values["motion"] != "learned":
         values = merged(values, {"analogy": {"clips": [str(output / "human")]}})
     finetune(from_dict(FinetuneConfig, values | _onward(folder), "demo.finetune"))
 

@@ -169,7 +169,8 @@ def test_a_residual_asks_for_images_where_it_looks_and_to_be_asked_twice_changes
 
 
 def test_corrections_together_lead_no_further_beside_the_plan_than_they_may(tmp_path):
-    policy = load_policy(made(tmp_path / "r", residual=ResidualConfig(reach_m=0.004, reach_rad=0.02, corrects="all"), says=3.0))
+    residual = ResidualConfig(reach_m=0.004, reach_rad=0.02, corrects="all")
+    policy = load_policy(made(tmp_path / "r", residual=residual, says=3.0))
     plain = load_policy(made(tmp_path / "c"))
     ways = [rolled(one, steps=80)[0] for one in (plain, policy)]
     first = int(np.flatnonzero((ways[0] != ways[1]).any(1))[0])

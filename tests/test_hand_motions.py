@@ -161,7 +161,8 @@ def test_clips_choose_between_demonstrations_of_which_the_same_is_said():
     found = retriever(
         motion("left", going((-0.1, 0, 0)), said(0.96)), motion("right", going((0.1, 0, 0)), said(0.95)), *clips
     )
-    assert ranked(found, said(1.0)) == ["right", "left"]
+    # What does the same follows, for when the first ones fail.
+    assert ranked(found, said(1.0)) == ["right", "left", "clip-0", "clip-1", "clip-2"]
     assert ranked(retriever(*found.motions[:2]), said(1.0))[0] == "left"
 
 
@@ -169,7 +170,7 @@ def test_a_motion_of_a_hand_is_carried_over_only_where_no_demonstration_does_wha
     clips = [motion(f"clip-{n}", going((0.1, 0, 0)), said(0.95), "human") for n in range(3)]
     less = said(0.85)
     does, another = motion("does", going((0.1, 0, 0)), less), motion("another", going((-0.1, 0, 0)), less)
-    assert ranked(retriever(does, *clips), said(1.0)) == ["does"]
+    assert ranked(retriever(does, *clips), said(1.0))[0] == "does"
     assert set(ranked(retriever(another, *clips), said(1.0))) == {"clip-0", "clip-1", "clip-2"}
     # Of what nobody has heard, demonstrations are tried, and no clip.
     assert ranked(retriever(another, *clips), np.array([0, 0, 0, 1.0])) == ["another"]
