@@ -139,6 +139,7 @@ def test_what_nobody_else_does_of_whom_the_like_is_said_is_not_believed():
     motions = [motion(f"left-{n}", left, np.eye(4)[0]) for n in range(3)]
     motions += [motion("odd", right, np.eye(4)[0]), motion("alone", right, np.eye(4)[1])]
     assert [one.id for one in believed(CAMERA, motions)] == ["left-0", "left-1", "left-2", "alone"]
+    assert believed(CAMERA, [motions[0], motions[3]]) == [motions[0], motions[3]], "a library is never empty"
 
 
 def retriever(*motions: Motion) -> Retriever:

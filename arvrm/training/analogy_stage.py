@@ -62,7 +62,7 @@ class AnalogyFitConfig:
 
     camera: str | None = None
     clips: tuple[str, ...] = ()
-    clip_motions: int = bounded(600, least=1, most=10**5)
+    clip_motions: int = bounded(600, least=1, most=3000)
     seed: int = bounded(0, least=0)
     retrieve: RetrieveConfig = field(default_factory=RetrieveConfig)
 

@@ -115,7 +115,7 @@ def clip_motions(
 
 def believed(camera: np.ndarray, motions: Sequence[Motion]) -> list[Motion]:
     """Leave out what hardly anybody else does of whom the like is said: it was misunderstood, its moments perhaps.
-    Motions of which nothing like is said of others are believed.
+    Motions of which nothing like is said of others are believed; and all, where no demonstration would be left.
 
     Args:
         camera: (3, 4) of m.
@@ -125,7 +125,8 @@ def believed(camera: np.ndarray, motions: Sequence[Motion]) -> list[Motion]:
     np.fill_diagonal(like, False)
     same = alike(deeds[:, None], deeds[None]) >= SAME
     usual = np.flatnonzero((like & same).sum(1) >= _USUAL * like.sum(1)).tolist()
-    return [motions[row] for row in usual]
+    kept = [motions[row] for row in usual]
+    return kept if any(one.embodiment == "robot" for one in kept) else list(motions)
 
 
 def opening_shares(track: Track, motion: np.ndarray) -> np.ndarray:
