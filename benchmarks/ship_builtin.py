@@ -31,7 +31,7 @@ def main() -> None:
     for old in folder.iterdir():
         if old.name != "README.md":
             old.unlink()
-    stores = tuple(TrainedOn(f"demonstrations of {given.commit}", one.fingerprint) for one in loaded.metadata.stores)
+    stores = tuple(TrainedOn(f"data of {given.commit}", one.fingerprint) for one in loaded.metadata.stores)
     metadata = dataclasses.replace(
         loaded.metadata, stores=stores, pretrained=f"stage 1 of {given.commit}", index=None, settings={}
     )
