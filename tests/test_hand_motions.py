@@ -8,7 +8,7 @@ from pathlib import Path as File
 
 import numpy as np
 import pytest
-from small_stores import human_episode, robot_episode
+from small_stores import human_episode, robot_store
 from test_motions import CAMERA
 
 from arvrm.cli.explain import ExplainConfig, explain
@@ -189,9 +189,7 @@ def test_finetune_carries_clips_over_and_the_policy_says_when_it_follows_a_hand(
     stage1 = save_checkpoint(
         tmp_path / "hands", KeypointVLM(config), CheckpointMetadata("pretrain", 1, 1, {"rgb_static": 32})
     )
-    with EpisodeWriter(tmp_path / "robots", {"source": "test"}) as writer:
-        for number in range(3):
-            writer.append(robot_episode(f"demo-{number}", steps=30, group=f"g{number}", seed=number))
+    robot_store(tmp_path / "robots", tasks=1, per_task=3)
     with EpisodeWriter(tmp_path / "clips", {"source": "test"}) as writer:
         for number in range(4):
             episode = human_episode(f"clip-{number}", steps=40, group=f"h{number}", seed=number)
