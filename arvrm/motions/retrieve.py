@@ -84,6 +84,7 @@ class Retriever:
         self.weights = np.array([getattr(config, name) for name in TERMS])
         self.of_hands = np.array([one.embodiment == "human" for one in motions])
         self.deeds = np.array([deed_of_path(camera, one.path) for one in motions])
+        self._by_deed = np.argsort(self.deeds, 0)
 
     def terms(
         self,
@@ -122,9 +123,9 @@ class Retriever:
         if like.max() < self.config.known:
             return None
         weights = np.exp((like - like.max()) / _KERNEL) * self.of_hands
-        order = np.argsort(self.deeds, 0)
-        passed = np.cumsum(weights[order], 0) >= weights.sum() / 2
-        found = np.take_along_axis(self.deeds, order, 0)[passed.argmax(0), np.arange(self.deeds.shape[1])]
+        middle = (np.cumsum(weights[self._by_deed], 0) >= weights.sum() / 2).argmax(0)
+        column = np.arange(self.deeds.shape[1])
+        found = self.deeds[self._by_deed[middle, column], column]
         agree = weights[alike(self.deeds, found) >= SAME].sum() / weights.sum()
         return found if agree >= _AGREE else None
 
@@ -145,16 +146,14 @@ class Retriever:
         if shown is None:
             order = np.argsort(-(terms @ (self.weights * _UNSHOWN)), kind="stable")
             return [int(row) for row in order if not self.of_hands[row]]
+        words, same = terms[:, _WORDS], self._told_same(terms)
         usable = self.of_hands == (shown == "human")
-        if shown == "human" and (same := usable & self._told_same(terms)).any():
-            usable = same
-        words = np.where(usable, terms[:, _WORDS], -np.inf)
-        allowed = np.flatnonzero(words >= words.max() - self.config.margin)
-        same = self._told_same(terms) & (terms[:, _WORDS] >= terms[:, _WORDS].max() - _LESS_ALIKE)
-        further = np.setdiff1d(np.flatnonzero(same), allowed)
-        order = np.argsort(-(terms @ self.weights), kind="stable").tolist()
-        first, others = set(allowed.tolist()), set(further.tolist())
-        return [row for row in order if row in first] + [row for row in order if row in others][:_FURTHER]
+        if shown == "human" and (usable & same).any():
+            usable &= same
+        allowed = usable & (words >= words[usable].max() - self.config.margin)
+        further = same & ~allowed & (words >= words.max() - _LESS_ALIKE)
+        order = np.argsort(-(terms @ self.weights), kind="stable")
+        return [*order[allowed[order]].tolist(), *order[further[order]][:_FURTHER].tolist()]
 
     def _told_same(self, terms: np.ndarray) -> np.ndarray:
         """(n,) whether motions do what clips tell; none does where no clip tells."""

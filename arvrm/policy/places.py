@@ -95,9 +95,9 @@ class PlaceSeer:
         self._heights = tcp[:, 2]
         own = np.array([one.hand[0] for one in self.motions])
         self._offset = tcp[:, :3] - self.map.place(own, self._heights)
+        sure = np.array([one.confidence[0] for one in self.motions])
         for some in (self.retriever.of_hands, ~self.retriever.of_hands):
-            own_sure = np.array([one.confidence[0] for one in self.motions])[some]
-            self._offset[some] = common_offsets(self.retriever.words[some], self._offset[some], own_sure)
+            self._offset[some] = common_offsets(self.retriever.words[some], self._offset[some], sure[some])
         self._end_heights = np.array([one.path.tcp_end[2] for one in self.motions])
         self._goes = np.array([one.path.tcp_end[:3] - one.path.tcp_touch[:3] for one in self.motions])
         self._own_goes = self._seen_to_go(np.array([one.hand for one in self.motions]))
