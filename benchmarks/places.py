@@ -27,29 +27,37 @@ from arvrm.model.checkpoint import load_checkpoint, save_checkpoint
 from arvrm.model.config import ModelConfig, PlacesConfig
 from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.metadata import CheckpointMetadata
-from arvrm.model.places import MOMENTS, MOTION_STEPS, NEAR_PX, predict_hands
+from arvrm.model.places import MOMENTS, MOTION_STEPS, NEAR_PX, PlaceNet, predict_hands
 from arvrm.model.text import TextEncoder
 from arvrm.moments.judged import truth_of
+from arvrm.training.agreement import PlacesSeen
 from arvrm.training.data import text_table
 from arvrm.training.places import judge_places, moments_of
 from arvrm.windows import EpisodeTable, HumanWindows, PlaceSamples, WindowConfig, decode_frames, split_episodes
 
 
-def samples_of(stores: list[str], cache: str) -> tuple[EpisodeTable, PlaceSamples, TextEncoder]:
+def samples_of(
+    stores: list[str], cache: str, net: PlaceNet | None = None
+) -> tuple[EpisodeTable, PlaceSamples, TextEncoder]:
     table = EpisodeTable([EpisodeStore(path) for path in stores], "human", 3)
     frames = decode_frames(table, "rgb_static", 96, None)
     encoder = TextEncoder()
     hands = HumanWindows(table, WindowConfig(history=1), 21, text_table(table, encoder), None)
-    moments, sure = moments_of(table, cache)
+    moments, sure = moments_of(table, cache, None if net is None else PlacesSeen(net, encoder))
     return table, PlaceSamples(hands, frames, moments, sure, MOTION_STEPS), encoder
 
 
 def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    table, samples, _ = samples_of(args.hands, args.cache)
-    config = ModelConfig(places=dataclasses.replace(PlacesConfig(enabled=True), **json.loads(args.set)))
-    vlm = KeypointVLM(config) if args.start is None else load_checkpoint(args.start).model
+    before = None if args.start is None else load_checkpoint(args.start).model
+    table, samples, _ = samples_of(args.hands, args.cache, before and before.places)
+    known = tuple(sorted(table.sentences[row] for row in np.unique(table.sentence).tolist()))
+    config = ModelConfig() if before is None else before.config
+    changed = {"enabled": True, "border": PlacesConfig().border, "known": known} | json.loads(args.set)
+    vlm = KeypointVLM(dataclasses.replace(config, places=dataclasses.replace(config.places, **changed)))
+    if before is not None:
+        vlm.load_state_dict(before.state_dict(), strict=True)
     net = vlm.places
     assert net is not None
     for name, parameter in net.named_parameters():
@@ -212,7 +220,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--minutes", type=float, default=1e6, help="stop then; the learning rate follows")
-    parser.add_argument("--start", help="go on from this checkpoint")
+    parser.add_argument("--start", help="go on from this checkpoint, with the moments that its places agree to")
     parser.add_argument("--only", default="", help="train only parameters whose names begin so")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--decay", type=float, default=0.02)

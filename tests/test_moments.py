@@ -18,7 +18,7 @@ from arvrm.moments.find import found_in
 from arvrm.moments.fit import examples_of, fit
 from arvrm.moments.judged import judge, table
 from arvrm.moments.network import load_scorer
-from arvrm.moments.ways import closing, combined, corner, slow
+from arvrm.moments.ways import after_grasp, closing, combined, corner, slow
 from arvrm.sources.playtable import GenerateConfig, generate
 from arvrm.sources.truth import moments_of
 
@@ -62,6 +62,33 @@ def test_the_touch_of_a_grasp_is_where_the_hand_closed():
     assert np.linalg.norm(signals.place[found.touch] - signals.place[GRASP]) <= 1.5
     assert found.end >= found.touch
     assert found.touch_confidence > 0.5
+
+
+def test_what_is_expected_from_elsewhere_decides_between_steps_that_look_alike():
+    points, visible = grasp()
+    signals = hand_signals(points, visible, (96, 96), 30.0)
+    scorer, steps = load_scorer("human"), np.arange(len(signals.rows))
+    alone = found_in(signals, "lift the red block up", scorer, "human").touch
+    expected = np.zeros((2, len(steps)))
+    assert found_in(signals, "lift the red block up", scorer, "human", expected).touch == alone
+    expected[0] = -20.0 * (np.abs(steps - 12) > 2)
+    assert abs(found_in(signals, "lift the red block up", scorer, "human", expected).touch - 12) <= 2
+
+
+def test_what_was_grasped_within_a_clip_is_not_touched_first_where_it_is_let_go():
+    points, visible = grasp(still=30)
+    # It goes on to the right, and opens at step 60.
+    for step in range(46, 76):
+        points[step, :, 0] += 2.0 * min(step - 46, 12)
+        wide = np.clip(step - 60, 0, 6) / 2
+        points[step, 4, 1] += wide
+        points[step, 8, 1] -= wide
+    signals = hand_signals(points, visible, (96, 96), 30.0)
+    late = after_grasp(signals)
+    assert late[58:64].all() and not late[: GRASP + 8].any()
+    assert not after_grasp(hand_signals(*grasp(still=30), (96, 96), 30.0)).any()
+    # Held from the start, letting go is the touch.
+    assert not after_grasp(hand_signals(points[40:], visible[40:], (96, 96), 30.0)).any()
 
 
 @pytest.mark.parametrize("size", [48, 200, 720])

@@ -1,6 +1,7 @@
 """Places: the hand at the moments of an instruction, in an image without one."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from safetensors.torch import load_file
 from small_stores import human_episode, human_store, write
 
 from arvrm.config import from_dict, to_dict
+from arvrm.episodes import EpisodeStore
 from arvrm.interface import PlaceBatch, UserError
-from arvrm.model.checkpoint import load_checkpoint
+from arvrm.model.checkpoint import load_checkpoint, save_checkpoint
 from arvrm.model.config import PlacesConfig
 from arvrm.model.keypoint_vlm import KeypointVLM
+from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.places import MOTION_SIZE, PIXELS, PlaceNet, modes, predict_hands, said_otherwise
 from arvrm.model.text import TextEncoder
 from arvrm.training import PretrainConfig, pretrain
@@ -64,7 +67,7 @@ def test_a_few_updates_find_the_places_of_a_few_images():
         optimizer.zero_grad()
         sum(net.losses(batch).values()).backward()
         optimizer.step()
-    found = net.eval().predict(batch["image"], batch["text"], batch["text_mask"])
+    found = net.eval().predict(batch["image"], net.text(batch["text"], batch["text_mask"]))
     acting = found["keypoints"][:, :, (4, 8)].mean(2)
     true = (batch["points"][:, :, (4, 8), :2].mean(2) + 1) * PIXELS / 2
     assert (acting - true).norm(dim=-1).median() < 2
@@ -113,6 +116,90 @@ def test_the_likeliest_place_is_where_most_probability_lies_and_the_next_is_else
     assert torch.allclose(mass[0, 0], torch.tensor([0.6, 0.4]), atol=1e-5)
 
 
+def test_a_place_may_lie_beyond_the_edge_of_the_image():
+    side = 56
+    heat = torch.zeros(1, 1, side, side)
+    heat[0, 0, side - 1, 4] = 1.0
+    at, _ = modes(heat, 1, reach=side / 48)
+    assert torch.allclose((at[0, 0, 0] + 1) * PIXELS / 2, torch.tensor([1.0, 103.0]), atol=1e-3)
+    torch.manual_seed(0)
+    batch = place_batch(4)
+    batch["points"][..., :2] = 0.05 * batch["points"][..., :2] + torch.tensor([0.3, 1.1])
+    still = {"occluders": 0.0, "colour_jitter": 0.0, "word_dropout": 0.0, "shift": 0.0, "scale": 0.0, "turn": 0.0}
+    net = PlaceNet(dataclasses.replace(SMALL_PLACES, **still), small().text).train()
+    optimizer = torch.optim.AdamW(net.parameters(), 4e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        sum(net.losses(batch).values()).backward()
+        optimizer.step()
+    found = net.eval().predict(batch["image"], net.text(batch["text"], batch["text_mask"]))
+    acting, true = (points[..., (4, 8), :2].mean(2) for points in (found["keypoints"], batch["points"]))
+    assert (acting - (true + 1) * PIXELS / 2).norm(dim=-1).max() < 2 and acting[..., 1].min() > 97
+    assert found["heat"].shape == (4, 2, 16, 16) and found["heat"].sum((2, 3)).max() < 0.5
+
+
+def test_where_heatmaps_end_with_the_image_places_beyond_it_teach_nothing():
+    batch = place_batch(4)
+    batch["points"][..., :2] += 3
+    losses = PlaceNet(dataclasses.replace(SMALL_PLACES, border=0), small().text).eval().losses(batch)
+    assert losses["heat"] == 0 and losses["shape"] == 0
+
+
+def test_checkpoints_from_before_borders_have_none(tmp_path):
+    network = KeypointVLM(dataclasses.replace(small(), places=dataclasses.replace(SMALL_PLACES, border=0)))
+    save_checkpoint(tmp_path / "old", network, CheckpointMetadata("pretrain", history=1, stride=1, images={}))
+    file = tmp_path / "old" / "config.json"
+    written = json.loads(file.read_text())
+    del written["model"]["places"]["border"], written["model"]["places"]["known"]
+    file.write_text(json.dumps(written))
+    config = load_checkpoint(tmp_path / "old").config.places
+    assert config.border == 0 and config.known == () and PlacesConfig().border > 0
+
+
+def test_new_words_are_read_as_the_known_sentences_most_like_them():
+    torch.manual_seed(0)
+    known = ("open the drawer", "lift the red block", "press the button")
+    config = dataclasses.replace(SMALL_PLACES, known=known)
+    net, encoder = PlaceNet(config, small().text).eval(), TextEncoder()
+    own = net.understood(encoder, list(known))
+    assert own.equal(net.text(*encoder.tokens(list(known))))
+    new = net.understood(encoder, ["please lift up the red block", known[0]])
+    assert new[1].equal(own[0])
+    assert (new[0] - own[1]).norm() < 0.1 * (new[0] - own[0]).norm()
+    net.train()
+    with torch.no_grad():
+        net.text.out[-1].bias += 1.0
+    assert torch.allclose(net.eval().understood(encoder, ["please lift up the red block"])[0], new[0] + 1, atol=1e-5)
+    plain = PlaceNet(SMALL_PLACES, small().text).eval()
+    assert plain.understood(encoder, ["lift it"]).equal(plain.text(*encoder.tokens(["lift it"])))
+
+
+def test_pretraining_notes_the_sentences_that_it_was_trained_on(root, tmp_path):
+    pretrain(configuration(root, tmp_path / "run"), progress=False)
+    held = set(load_checkpoint(tmp_path / "run").config.places.known)
+    assert held and held <= {header.instruction for header in EpisodeStore(root / "clips").headers()}
+
+
+def test_moments_are_found_again_with_what_places_have_learnt_and_once_only(root, tmp_path):
+    again = dataclasses.replace(configuration(root, tmp_path / "whole"), moments_again=2)
+    pretrain(again, progress=False)
+    held = np.load(tmp_path / "whole" / "moments.npz")
+    assert held["steps"].shape == (8, 2)
+    never = pretrain(dataclasses.replace(again, output=str(tmp_path / "never"), moments_again=0), progress=False)
+    assert not (never.folder / "moments.npz").exists()
+    parts = dataclasses.replace(again, output=str(tmp_path / "parts"),
+                                train=dataclasses.replace(again.train, checkpoint_every=1))  # fmt: skip
+    for at in (1, 3):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "_stop_if_told", interrupted_at(at))
+            with pytest.raises(KeyboardInterrupt):
+                pretrain(dataclasses.replace(parts, resume=at > 1), progress=False)
+    pretrain(dataclasses.replace(parts, resume=True), progress=False)
+    assert (np.load(tmp_path / "parts" / "moments.npz")["steps"] == held["steps"]).all()
+    whole, rest = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(whole[name].equal(rest[name]) for name in whole)
+
+
 def test_predicted_hands_are_of_one_hypothesis_and_probabilities():
     torch.manual_seed(0)
     network = KeypointVLM(dataclasses.replace(small(), places=SMALL_PLACES))
@@ -121,7 +208,7 @@ def test_predicted_hands_are_of_one_hypothesis_and_probabilities():
     assert hands.keypoints.shape == (3, 2, 21, 2) and hands.others.shape == (3, 2, 2, 21, 2)
     assert hands.depth.shape == (3, 2, 21) and np.abs(hands.depth[:, :, 0]).max() == 0
     assert hands.motion.shape == (3, MOTION_SIZE)
-    assert np.allclose(hands.heat.sum((2, 3)), 1, atol=1e-4)
+    assert (hands.heat.sum((2, 3)) < 1).all() and (hands.heat >= 0).all()
     assert (0 <= hands.confidence).all() and (hands.confidence <= 1).all()
 
 

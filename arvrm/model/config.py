@@ -111,6 +111,8 @@ class PlacesConfig:
     Attributes:
         enabled: build it at all.
         size: pixels at which it reads images; its heatmaps have half of them.
+        border: how many times 4 pixels the heatmaps reach beyond each edge of the image, where a hand may touch, too.
+        known: the sentences that it was trained on, which training notes here; new ones are read as those most like them.
         channels: at 1/2, 1/4 and 1/8 of the image size.
         depth: residual blocks at 1/4 and at 1/8.
         words: width of its language token.
@@ -124,6 +126,8 @@ class PlacesConfig:
 
     enabled: bool = False
     size: int = bounded(96, least=32, most=1024)
+    border: int = bounded(2, least=0, most=64)
+    known: tuple[str, ...] = ()
     channels: tuple[int, int, int] = bounded((32, 64, 96), least=8, most=1024)
     depth: tuple[int, int] = bounded((1, 2), least=0, most=100)
     words: int = bounded(96, least=8, most=4096)

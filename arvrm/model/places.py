@@ -47,6 +47,8 @@ _MOTION_UNIT = 10.0
 """Pixels of the motion descriptor that count as 1."""
 _SHAPE_UNIT = 0.2
 """A keypoint so far (of the image's half) from the acting point counts as 1."""
+_ALIKE = 0.03
+"""A known sentence whose similarity is less by so much counts 1 / e as much."""
 _APART = 10.0
 """Pixels between two hypotheses at least."""
 
@@ -59,7 +61,8 @@ class PredictedHands:
         keypoints: (B, 2, 21, 2) float32, u and v in pixels of 96, at touch and end; all 21 of one hypothesis.
         depth: (B, 2, 21) float32, m relative to the wrist.
         confidence: (B, 2) float32, 0 to 1: that the acting point is within NEAR_PX of the true one.
-        heat: (B, 2, h, w) float32, the probability of the acting point; sums to 1.
+        heat: (B, 2, h, w) float32, the probability of the acting point in the image; sums to 1 where none of it lies
+            beyond the edges.
         others: (B, 2, HYPOTHESES, 21, 2) float32, keypoints of the next hypotheses, likeliest first.
         motion: (B, MOTION_SIZE) float32, what the hand does around the touch.
         turn: (B, 2) float32, cosine and sine of twice the angle (u to v) of the line from thumb tip to index tip at the
@@ -108,6 +111,9 @@ class PlaceNet(nn.Module):
     def __init__(self, config: PlacesConfig, text: TextConfig) -> None:
         super().__init__()
         self.config = config
+        self.reach = 1 + 8 * config.border / config.size
+        """How far heatmaps reach from the image's middle, the image itself being 1."""
+        self._known: tuple[Tensor, Tensor] | None = None
         fine, middle, coarse = config.channels
         words = config.words
         self.text = TextPool(text, words)
@@ -133,7 +139,9 @@ class PlaceNet(nn.Module):
         self.place = nn.Conv2d(2, coarse, 1)
 
     def maps(self, pixels: Tensor, words: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return heatmaps (B, 2, S / 2, S / 2), logits, and the features at two scales that all else is read from.
+        """Return heatmaps (B, 2, h, h), logits, and the features at two scales that all else is read from.
+
+        h is S / 2 and four times the border.
 
         Args:
             pixels: (B, 3, S, S), 0 to 255.
@@ -148,17 +156,19 @@ class PlaceNet(nn.Module):
         for block in self.at_coarse:
             z = block(z, words)
         z = z + self.whole(torch.cat([z.mean((2, 3)), words], 1))[..., None, None]
-        y = self.merged(y + F.interpolate(self.up(z), scale_factor=2), words)
+        border = self.config.border
+        y = F.pad(y + F.interpolate(self.up(z), scale_factor=2), (border,) * 4, mode="replicate")
+        y = self.merged(y, words)
         sought = self.sought(words).unflatten(1, (len(MOMENTS), -1))
         fine = (sought @ x.flatten(2)).unflatten(2, tuple(x.shape[-2:]))
-        heat = F.pixel_shuffle(self.heat(y), 2) + fine
+        heat = F.pixel_shuffle(self.heat(y), 2) + F.pad(fine, (2 * border,) * 4)
         return heat.float(), [y, z]
 
     def read(self, maps: list[Tensor], words: Tensor, at: Tensor) -> Tensor:
         """Return (B, n, C): features at points `at` (B, n, 2), u and v in [-1, 1], and words."""
         found = [
-            F.grid_sample(one, at[:, None].to(one.dtype), padding_mode="border", align_corners=False)[:, :, 0]
-            for one in maps
+            F.grid_sample(one, (at[:, None] / reach).to(one.dtype), padding_mode="border", align_corners=False)[:, :, 0]
+            for one, reach in zip(maps, (self.reach, 1.0), strict=True)
         ]
         return torch.cat([*(one.transpose(1, 2) for one in found), words[:, None].expand(-1, at.shape[1], -1)], -1)
 
@@ -192,10 +202,10 @@ class PlaceNet(nn.Module):
         words = self.language(batch["text"], batch["text_mask"])
         heat, maps = self.maps(pixels, words)
         acting = uv[:, :, (THUMB, INDEX)].mean(2)
-        weight = batch["known"] * (acting.abs() <= 1).all(-1)
+        weight = batch["known"] * (acting.abs() <= self.reach).all(-1)
         acting = torch.where(weight[..., None] > 0, acting, torch.zeros_like(acting))
         total = divisor(weight.sum())
-        error = splat_cross_entropy(heat, acting)
+        error = splat_cross_entropy(heat, acting / self.reach)
         at = acting
         if self.training:
             noise = draw_rows(lambda n, g: torch.randn(n, 2, 2, generator=g, device=images.device), len(images))
@@ -223,19 +233,45 @@ class PlaceNet(nn.Module):
             "turn": (twice * told).sum() / divisor(told.sum()),
         }
 
-    def logits(self, images: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """Return the heatmaps of images (B, H, W, 3) uint8, before the temperature."""
+    def logits(self, images: Tensor, words: Tensor) -> Tensor:
+        """Return the heatmaps of images (B, H, W, 3) uint8 and language tokens, before the temperature."""
         pixels = resize(images, self.config.size).permute(0, 3, 1, 2).float()
-        return self.maps(pixels, self.text(text, mask))[0]
+        return self.maps(pixels, words)[0]
 
     @torch.no_grad()
-    def predict(self, images: Tensor, text: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Predict for images (B, H, W, 3) uint8; see `PredictedHands`, of whose fields it gives tensors."""
+    def understood(self, encoder: TextEncoder, sentences: list[str]) -> Tensor:
+        """Return the language tokens (B, n) of sentences; of one that training did not have, those of the most similar
+        ones that it had, weighed by how similar they are.
+
+        What a network makes of a token between those that it knows may be anything, however near they are.
+        """
+        device = self.temperature.device
+        own = self.text(*(one.to(device) for one in encoder.tokens(sentences)))
+        known = list(self.config.known)
+        new = torch.tensor([sentence not in set(known) for sentence in sentences])
+        if not known or not new.any():
+            return own
+        if self._known is None or self._known[0].device != device:
+            tokens = self.text(*(one.to(device) for one in encoder.tokens(known)))
+            self._known = tokens, encoder.sentence(known).to(device)
+        tokens, plain = self._known
+        alike = F.normalize(own, dim=-1) @ F.normalize(tokens, dim=-1).T
+        alike = alike + encoder.sentence(sentences).to(device) @ plain.T
+        return torch.where(new.to(device)[:, None], torch.softmax(alike / _ALIKE, 1) @ tokens, own)
+
+    def train(self, mode: bool = True) -> PlaceNet:
+        self._known = None if mode else self._known
+        return super().train(mode)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, words: Tensor) -> dict[str, Tensor]:
+        """Predict for images (B, H, W, 3) uint8 and language tokens (B, n); see `PredictedHands`, of whose fields it
+        gives tensors."""
         pixels = resize(images, self.config.size).permute(0, 3, 1, 2).float()
-        words = self.text(text, mask)
         logits, maps = self.maps(pixels, words)
         heat = (logits / self.temperature[:, None, None]).flatten(2).softmax(-1).view_as(logits)
-        at, mass = modes(heat, 1 + HYPOTHESES)
+        at, mass = modes(heat, 1 + HYPOTHESES, self.reach)
+        beyond = 2 * self.config.border
         hands = self.hands(maps, words, at)
         pixel = (hands[..., :2] + 1) * (PIXELS / 2)
         found = self.read(maps, words, at[:, :1, 0])[:, 0]
@@ -243,7 +279,7 @@ class PlaceNet(nn.Module):
             "keypoints": pixel[:, :, 0],
             "depth": (hands[:, :, 0, :, 2] - hands[:, :, 0, :1, 2]) * DEPTH_UNIT_M,
             "confidence": mass[:, :, 0],
-            "heat": heat,
+            "heat": heat[..., beyond : heat.shape[-2] - beyond, beyond : heat.shape[-1] - beyond],
             "others": pixel[:, :, 1:],
             "motion": self.motion(found).float() * _MOTION_UNIT,
             "turn": self.turn(found).float(),
@@ -283,24 +319,29 @@ def said_otherwise(text: Tensor, mask: Tensor, config: PlacesConfig) -> tuple[Te
     return text, torch.cat([mask, there], 1).gather(1, order)
 
 
-def modes(heat: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def modes(heat: Tensor, count: int, reach: float = 1.0) -> tuple[Tensor, Tensor]:
     """Find the places about which most of the probability of heatmaps (B, M, h, w) lies.
 
+    Args:
+        reach: how far they reach from the image's middle, the image itself being 1.
+
     Returns:
-        (B, M, count, 2) u and v in [-1, 1], likeliest first; (B, M, count), the probability within NEAR_PX of each.
+        (B, M, count, 2) u and v, [-1, 1] in the image, likeliest first; (B, M, count), the probability within NEAR_PX
+        of each.
     """
     height, width = heat.shape[-2:]
-    cell = PIXELS / width
-    reach = int(NEAR_PX / cell)
-    offsets = torch.arange(-reach, reach + 1, device=heat.device) * cell
+    side = PIXELS * reach
+    cell = side / width
+    around = int(NEAR_PX / cell)
+    offsets = torch.arange(-around, around + 1, device=heat.device) * cell
     disc = ((offsets[:, None] ** 2 + offsets[None] ** 2) <= NEAR_PX**2).float()[None, None]
     flat = heat.reshape(-1, 1, height, width)
     # The nearest cells count most, lest the middle between two places be taken for one.
     close = F.avg_pool2d(flat, 3, 1, 1, count_include_pad=True) * 9
-    mass = F.conv2d(flat, disc, padding=reach)
+    mass = F.conv2d(flat, disc, padding=around)
     line = (torch.arange(width, device=heat.device) + 0.5) * cell, (torch.arange(height, device=heat.device) + 0.5)
     u = line[0].expand(height, width)
-    v = (line[1] * (PIXELS / height))[:, None].expand(height, width)
+    v = (line[1] * (side / height))[:, None].expand(height, width)
     left, places, masses = close.clone(), [], []
     for _ in range(count):
         best = left.flatten(1).argmax(1)
@@ -313,7 +354,7 @@ def modes(heat: Tensor, count: int) -> tuple[Tensor, Tensor]:
         masses.append(mass.flatten(1).gather(1, best[:, None])[:, 0])
         left = left.masked_fill(near <= _APART**2, -1.0)
     shape = (*heat.shape[:2], count)
-    at = torch.stack(places, 1).reshape(*shape, 2) * (2.0 / PIXELS) - 1
+    at = torch.stack(places, 1).reshape(*shape, 2) * (2.0 / PIXELS) - reach
     return at, torch.stack(masses, 1).reshape(shape).clamp(0, 1)
 
 
@@ -333,7 +374,7 @@ def predict_hands(
     if net is None:
         raise UserError("places: this stage 1 was trained without; train one with model.places.enabled=true")
     device = next(net.parameters()).device
-    text, mask = text_encoder.tokens(sentences)
+    net.eval()
     pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device)
-    found = net.eval().predict(pixels, text.to(device), mask.to(device))
+    found = net.predict(pixels, net.understood(text_encoder, sentences))
     return PredictedHands(**{name: value.cpu().numpy() for name, value in found.items()})

@@ -98,11 +98,14 @@ def upgraded_model(values: Mapping[str, Any], place: str) -> dict[str, Any]:
     values = without(section_of(values, place), {"joint_attention": True}, place)
     if "foresee" in values:
         values["horizon"] = values.pop("foresee")
-    for section in ("text", "vision", "loss"):
+    for section in ("text", "vision", "loss", "places"):
         if isinstance(values.get(section), Mapping):
             values[section] = dict(values[section])
     if isinstance(values.get("loss"), dict):
         values["loss"] = without(values["loss"], {"arm_beta": 1.0}, f"{place}.loss")
+    if isinstance(values.get("places"), dict):
+        # Heatmaps once ended with the image.
+        values["places"].setdefault("border", 0)
     found = {}
     for (section, old), name in _PUBLISHED.items():
         inside = values.get(section) if section else values

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,9 +16,14 @@ from arvrm.files import write_json
 from arvrm.moments.network import MomentScorer, load_scorer, resource
 from arvrm.moments.raw import raw_episode, signals_of
 from arvrm.moments.signals import Signals
+from arvrm.moments.ways import after_grasp
 
-FORMAT = 2
+FORMAT = 3
 """Grows when the same scorer finds other moments than before."""
+_SCORER = 0.6
+"""How much the scorer's logarithms count beside those of what is expected from elsewhere."""
+_LET_GO = 6.0
+"""What was grasped within the episode is not let go at its touch: as a logarithm, how much less likely that is."""
 NEAR_PX, NEAR_SHARE = 3.0, 0.15
 """A hand so near (pixels of 96), or a robot so near (components' unit), counts as the same place."""
 
@@ -59,15 +65,26 @@ def scorer_input(signals: Signals) -> np.ndarray:
     return np.clip(np.concatenate([signals.motion, signals.images], 1), -3, 3)
 
 
-def found_in(signals: Signals, instruction: str, scorer: MomentScorer, embodiment: str) -> Moments:
-    """The moments of signals by a scorer."""
+def found_in(
+    signals: Signals, instruction: str, scorer: MomentScorer, embodiment: str, expected: np.ndarray | None = None
+) -> Moments:
+    """The moments of signals by a scorer.
+
+    Args:
+        expected: (2, T) logarithms of how likely the touch and the end are at each step by something else.
+    """
     if not signals.seen.any() or len(signals.rows) < 2:
         return Moments(0, int(round(float(signals.rows[-1]))), 0.0, 0.0)
     values = torch.from_numpy(scorer_input(signals))[None]
     with torch.inference_mode():
         scores, none = scorer(values, torch.ones(values.shape[:2], dtype=torch.bool), scorer.bag(instruction)[None])
     there = float(torch.sigmoid(-none[0]))
-    shares = torch.softmax(scores[0].double(), 1).numpy()
+    logs = torch.log_softmax(scores[0].double(), 1).numpy()
+    if expected is not None:
+        logs = _SCORER * logs + expected
+    logs[0] -= _LET_GO * after_grasp(signals)
+    shares = np.exp(logs - logs.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
     # The step of which most of the probability lies near, in place and in time: one of a group, not a lone peak.
     support = shares @ same_place(signals, embodiment)
     touch = likeliest(shares[0], support[0])
@@ -94,8 +111,21 @@ def likeliest(shares: np.ndarray, support: np.ndarray) -> int:
     return int(np.where(support >= 0.95 * support.max(), shares, -1.0).argmax())
 
 
-def episode_moments(store: EpisodeStore, id: str, scorer: MomentScorer | None = None) -> Moments:
+class Expected(Protocol):
+    """Says how likely an episode's touch and end are at each step of its signals, (2, T) logarithms; None: it cannot
+    tell."""
+
+    def __call__(self, store: EpisodeStore, header: EpisodeHeader, signals: Signals) -> np.ndarray | None: ...
+
+
+def episode_moments(
+    store: EpisodeStore, id: str, scorer: MomentScorer | None = None, expected: Expected | None = None
+) -> Moments:
     """Find the moments of an episode.
+
+    Args:
+        scorer: None: the one that the package brings.
+        expected: what else there is to be said of when they are.
 
     Raises:
         UserError: no such episode, an unknown robot, or a robot whose signals the scorer does not know.
@@ -103,14 +133,18 @@ def episode_moments(store: EpisodeStore, id: str, scorer: MomentScorer | None = 
     header = store.header(id)
     scorer = scorer or load_scorer(header.embodiment)
     signals = episode_signals(store, header, scorer.colours.numpy())
-    return found_in(signals, header.instruction, scorer, header.embodiment)
+    likely = None if expected is None else expected(store, header, signals)
+    return found_in(signals, header.instruction, scorer, header.embodiment, likely)
 
 
-def moments_of_store(store: EpisodeStore, cache: str | Path | None = None) -> dict[str, Moments]:
+def moments_of_store(
+    store: EpisodeStore, cache: str | Path | None = None, expected: Expected | None = None
+) -> dict[str, Moments]:
     """Find the moments of all episodes.
 
     Args:
-        cache: a JSON file that keeps them; made anew where it is of another store, scorer or version, or damaged.
+        cache: a JSON file that keeps them; made anew where it is of another store, scorer or version, or damaged. Its
+            name must tell by what is `expected`.
 
     Raises:
         UserError: an unknown robot, a damaged record, or the cache cannot be written.
@@ -119,7 +153,7 @@ def moments_of_store(store: EpisodeStore, cache: str | Path | None = None) -> di
     key = _cache_key(headers)
     if cache is not None and (known := _cached(Path(cache), key)) is not None:
         return known
-    found = {header.id: episode_moments(store, header.id) for header in headers}
+    found = {header.id: episode_moments(store, header.id, None, expected) for header in headers}
     if cache is not None:
         Path(cache).parent.mkdir(parents=True, exist_ok=True)
         write_json(cache, {"key": key, "moments": {id: list(astuple(one)) for id, one in found.items()}}, indent=None)

@@ -13,6 +13,8 @@ LEAST_CHANGE = 0.08
 """Of the channel NAMED: less is noise."""
 _SPAN = 8
 _STILL, _CLOSES, _CLEAR = 0.3, 1.5, 0.2
+_STANDS, _EMPTY = 1.2, -0.6
+"""Pixels of 96 a step at which a hand that grasps moves at most; the opening of a gripper that closed on nothing."""
 _PIXELS = 25.0
 """Of 96, very nearly, that a robot's hand moves in the image where its first three components change by 1."""
 
@@ -26,6 +28,29 @@ def closing(signals: Signals) -> int:
     changing = np.flatnonzero(change > 0.35 * max(float(change[2:-2].max()), 1e-6))
     changing = changing[(changing > 1) & (changing < len(opening) - 2)]
     return int(changing[-1]) if len(changing) else len(opening) // 2
+
+
+def after_grasp(signals: Signals) -> np.ndarray:
+    """(T,) bool: steps at which what was grasped within the episode is let go: something was touched before."""
+    opening, speed = signals.opening, _speed(signals)
+    count = len(opening)
+    late = np.zeros(count, bool)
+    if count < 2 * _SPAN or not np.isfinite(opening).all():
+        return late
+    robot = signals.place.shape[1] != 2
+    enough = 0.5 if robot else 0.12
+    for step in range(6, count - _SPAN):
+        fell = opening[step - 6] - opening[step + 3] >= enough
+        # A robot's fingers that close on nothing hold nothing; how far a hand's are then, nobody knows.
+        holds = not robot or opening[step + 3 : step + 9].min() >= _EMPTY
+        if fell and holds and float(np.median(speed[step - 6 : step + 4])) <= _STANDS:
+            while step + 2 < count and opening[step + 1] < opening[step] - 0.01:
+                step += 1
+            at = np.arange(count)
+            widest = np.array([opening[t : t + 9].max() for t in at])
+            narrowest = np.array([opening[max(0, t - 3) : t + 1].min() for t in at])
+            return (at > step + _SPAN) & (widest - narrowest > enough)
+    return late
 
 
 def slow(signals: Signals) -> int:

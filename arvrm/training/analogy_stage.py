@@ -19,6 +19,7 @@ from arvrm.interface import Robot, UserError
 from arvrm.model.analogy_net import AnalogyNet, AnalogyNetConfig
 from arvrm.model.checkpoint import load_checkpoint, write_checkpoint
 from arvrm.model.metadata import CheckpointMetadata
+from arvrm.model.text import TextEncoder
 from arvrm.motions import (
     HandMap,
     Motion,
@@ -29,6 +30,7 @@ from arvrm.motions import (
     read_camera,
     save_library,
 )
+from arvrm.training.agreement import PlacesSeen
 from arvrm.training.config import TrainResult
 from arvrm.training.data import DataConfig, open_stores, open_table, split
 from arvrm.training.motions import believed, clip_motions, robot_motions
@@ -55,6 +57,7 @@ class AnalogyFitConfig:
             where the demonstrations' grippers were and where the hand is predicted there.
         clips: stores of clips of hands, in the view of the robot's static camera, whose motions are carried over where
             no demonstration shows what is asked; they also tell which demonstrations do what words say.
+        agree: moments of demonstrations and clips are those that stage 1's places speak for, too.
         clip_motions: of so many clips at most, one of each sentence first.
         seed: of the map's start.
         retrieve: weights of the terms by which a motion is chosen.
@@ -62,6 +65,7 @@ class AnalogyFitConfig:
 
     camera: str | None = None
     clips: tuple[str, ...] = ()
+    agree: bool = True
     clip_motions: int = bounded(600, least=1, most=3000)
     seed: int = bounded(0, least=0)
     retrieve: RetrieveConfig = field(default_factory=RetrieveConfig)
@@ -79,6 +83,7 @@ class Fitted:
         own: row of the table -> the motion of that demonstration.
         episodes, held_out: rows of the table, as `data` splits them.
         numbers: what there is to be said of it.
+        seen: what spoke for their moments.
     """
 
     net: AnalogyNet
@@ -87,6 +92,7 @@ class Fitted:
     episodes: np.ndarray
     held_out: np.ndarray
     numbers: dict[str, float]
+    seen: PlacesSeen | None
 
     def save_library(self, folder: Path) -> None:
         """Write the motions into a run's folder, and note them in the network's configuration."""
@@ -130,24 +136,27 @@ def analogy_of(config: FinetuneConfig, table: EpisodeTable, robot: Robot, progre
     net = AnalogyNet(AnalogyNetConfig(stage1.config, "", retrieve, _PLAIN, residual=residual), robot).eval()
     net.vlm.load_state_dict(stage1.model.state_dict(), strict=True)
     clips = open_table(DataConfig(settings.clips, cache=config.data.cache), "human", 1) if settings.clips else None
-    found = robot_motions(net, table, episodes, progress, config.data.cache)
-    if not found:
-        raise UserError(
-            f"motion={config.motion}: none of {len(episodes)} demonstrations touches anything; look at the stores"
-        )
-    motions = list(found.values())
-    tcp = np.concatenate([[one.path.tcp_touch, one.path.tcp_end] for one in motions])
-    hands = np.concatenate([one.hand for one in motions])
-    # When something is done is less clear than when it is touched.
-    confidence = np.concatenate([np.square(one.confidence) * (1.0, _END_COUNTS) for one in motions])
-    turn = np.concatenate([[one.turn, np.zeros(2)] for one in motions])
-    fitted = fit_map(hands, tcp, confidence, turn, given, settings.seed)
+    assert net.vlm.places is not None
+    places, text, camera = net.vlm.places, TextEncoder(stage1.config.text), given
+    while True:
+        # A camera that is fitted is so from moments which no place could speak for; then they are found with it.
+        seen = PlacesSeen(places, text, camera) if settings.agree and camera is not None else None
+        found = robot_motions(net, table, episodes, progress, config.data.cache, seen)
+        if not found:
+            raise UserError(
+                f"motion={config.motion}: none of {len(episodes)} demonstrations touches anything; look at the stores"
+            )
+        motions = list(found.values())
+        fitted = _fitted(motions, given, settings.seed)
+        if seen is not None or not settings.agree:
+            break
+        camera = fitted.camera
     edge, right = fit_opening(*gaps_of(motions))
     fitted = dataclasses.replace(fitted, opening=edge)
     net.keep(dataclasses.asdict(fitted))
     values = numbers_of(fitted, len(motions)) | {"map_opening_right": round(right, 4)}
     if clips is not None:
-        some = clip_motions(net, fitted, motions, clips, settings.clip_motions, progress, config.data.cache)
+        some = clip_motions(net, fitted, motions, clips, settings.clip_motions, progress, config.data.cache, seen)
         shown = len(motions)
         motions = believed(fitted.camera, [*motions, *some])
         of_hands = [one for one in motions if one.embodiment == "human"]
@@ -157,7 +166,17 @@ def analogy_of(config: FinetuneConfig, table: EpisodeTable, robot: Robot, progre
             "hand_motions_own_way": float(sum(not one.by for one in of_hands)),
             "hand_motions_not_believed": float(len(some) - len(of_hands)),
         }
-    return Fitted(net, motions, found, episodes, held_out, values)
+    return Fitted(net, motions, found, episodes, held_out, values, seen)
+
+
+def _fitted(motions: Sequence[Motion], camera: np.ndarray | None, seed: int) -> HandMap:
+    """m of demonstrations' motions; the camera is fitted where none is given."""
+    tcp = np.concatenate([[one.path.tcp_touch, one.path.tcp_end] for one in motions])
+    hands = np.concatenate([one.hand for one in motions])
+    # When something is done is less clear than when it is touched.
+    confidence = np.concatenate([np.square(one.confidence) * (1.0, _END_COUNTS) for one in motions])
+    turn = np.concatenate([[one.turn, np.zeros(2)] for one in motions])
+    return fit_map(hands, tcp, confidence, turn, camera, seed)
 
 
 def metadata_of_analogy(config: FinetuneConfig, table: EpisodeTable, episodes: np.ndarray) -> CheckpointMetadata:

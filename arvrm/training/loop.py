@@ -99,6 +99,8 @@ class Trainer:
             number.
         name: what the progress bar calls the run.
         rate_share: see `optimizer.parameter_groups`.
+        revise: (n, function): before update n the function is called with the model, as `validate` is, and may change
+            what `batch_of` gives from there on; a run that goes on after update n calls it at once.
     """
 
     def __init__(
@@ -112,7 +114,9 @@ class Trainer:
         describe: Callable[[int, MicroBatch], str] = lambda step, micro_batch: str(step),
         name: str = "train",
         rate_share: tuple[str, float] | None = None,
+        revise: tuple[int, Callable[[nn.Module, torch.device], None]] | None = None,
     ) -> None:
+        self.revise = revise
         self.config, self.folder, self.save, self.validate = config, Path(folder), save, validate
         self.batch_of, self.describe, self.name = batch_of, describe, name
         check_division(config.batch, config.accumulate)
@@ -164,6 +168,8 @@ class Trainer:
 
     def _train(self, run: _Run, signals: _Signals) -> None:
         while self.step < self.config.steps and self._has_time(run):
+            if self.revise is not None and self.step >= self.revise[0]:
+                self._revised(run, self.revise[1])
             rate = learning_rate(self.config, self.step, run.time_used)
             set_learning_rate(self.optimizer, rate)
             self._update(run)
@@ -271,16 +277,27 @@ class Trainer:
         run.log.write(self.step, "validation", self._validated())
         run.speed_from += time.perf_counter() - pause
 
-    @torch.no_grad()
+    def _revised(self, run: _Run, revise: Callable[[nn.Module, torch.device], None]) -> None:
+        """Let what comes be changed by what was learnt, once; batches that were made in advance are made anew."""
+        pause = time.perf_counter()
+        self._looked_at(revise)
+        self.revise, run.batches = None, self._batches()
+        run.speed_from += time.perf_counter() - pause
+
     def _validated(self) -> dict[str, float]:
         assert self.validate is not None
+        return self._looked_at(self.validate)
+
+    @torch.no_grad()
+    def _looked_at(self, look: Callable[[nn.Module, torch.device], _Nested]) -> _Nested:
+        """What a function says of the model in evaluation mode, with averaged weights if there are any."""
         self.model.eval()
         try:
             with self._averaged():
                 # All processes do the same: sharing would save seconds, and shards must be gathered in step anyway.
                 torch.manual_seed(_mix(self.config.seed, _VALIDATION, 0))
                 with self._autocast():
-                    return self.validate(self.bare, self.accelerator.device)
+                    return look(self.bare, self.accelerator.device)
         finally:
             self.model.train()
 

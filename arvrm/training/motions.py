@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,13 @@ from arvrm.model.analogy_net import AnalogyNet
 from arvrm.model.encoders import TextEncoder
 from arvrm.model.places import PIXELS, predict_hands
 from arvrm.model.words import sentence_words
-from arvrm.moments import Moments, moments_of_store
+from arvrm.moments import Moments
 from arvrm.motions import Carrier, HandMap, Motion, Track, path_of, predicted_gaps
 from arvrm.motions.deeds import SAME, alike, deed_of_path
 from arvrm.motions.hand_map import finger_line
+from arvrm.training.agreement import PlacesSeen, moments_agreed
 from arvrm.training.log import progress_bar
-from arvrm.windows import HAND_KEYPOINTS, EpisodeTable, choose_hand, store_fingerprint
+from arvrm.windows import HAND_KEYPOINTS, EpisodeTable, choose_hand
 
 _LIKE, _USUAL = 0.8, 0.1
 """Words so alike speak of the same; what so small a share of those does is not believed."""
@@ -34,14 +34,11 @@ class Found:
     moments: Moments
 
 
-def touching(table: EpisodeTable, episodes: Sequence[int] | np.ndarray, cache: str | None) -> list[Found]:
-    """Return the episodes that touch something.
-
-    Args:
-        cache: folder that keeps the stores' moments, shared by runs; None: they are found anew.
-    """
-    files = [cache and Path(cache) / f"moments-{store_fingerprint(store)[:32]}.json" for store in table.stores]
-    known = [moments_of_store(store, file) for store, file in zip(table.stores, files, strict=True)]
+def touching(
+    table: EpisodeTable, episodes: Sequence[int] | np.ndarray, cache: str | None, seen: PlacesSeen | None = None
+) -> list[Found]:
+    """Return the episodes that touch something; `cache` and `seen` as in `moments_agreed`."""
+    known = moments_agreed(table.stores, seen, cache)
     found = [Found(int(row), known[table.store[row]][str(table.ids[row])]) for row in episodes]
     return [one for one in found if one.moments.touch_confidence > 0]
 
@@ -52,10 +49,12 @@ def robot_motions(
     episodes: Sequence[int] | np.ndarray,
     progress: bool,
     cache: str | None = None,
+    seen: PlacesSeen | None = None,
 ) -> dict[int, Motion]:
-    """Make the motions, by row, of those of a table's robot episodes that touch something; `cache` as in `touching`."""
+    """Make the motions, by row, of those of a table's robot episodes that touch something; `cache` and `seen` as in
+    `moments_agreed`."""
     eyes, made = _Eyes(net), {}
-    found = touching(table, episodes, cache)
+    found = touching(table, episodes, cache, seen)
     with progress_bar("motions", len(found), progress) as bar:
         for one in found:
             store, name = table.stores[table.store[one.row]], str(table.ids[one.row])
@@ -64,7 +63,7 @@ def robot_motions(
             start = np.asarray(arrays["robot_obs"][0, :7], np.float64)
             sentence = store.header(name).instruction
             image = store.frames(name, net.robot.cameras[0].name, [0])
-            made[one.row] = Motion(name, "robot", sentence, path, start, **eyes.seen(image, sentence))
+            made[one.row] = Motion(name, "robot", sentence, path, start, **eyes.expects(image, sentence))
             bar.update(1)
     return made
 
@@ -77,16 +76,17 @@ def clip_motions(
     at_most: int,
     progress: bool,
     cache: str | None = None,
+    seen: PlacesSeen | None = None,
 ) -> list[Motion]:
     """Carry the motions of a table's clips over to the robot: one of each sentence, then further ones.
 
     Args:
         robots: the motions of its demonstrations.
         at_most: so many motions.
-        cache: as in `touching`.
+        cache, seen: as in `moments_agreed`.
     """
     eyes, watched = _Eyes(net), []
-    found = _one_of_each(table, touching(table, np.arange(len(table)), cache))[:at_most]
+    found = _one_of_each(table, touching(table, np.arange(len(table)), cache, seen))[:at_most]
     with progress_bar("motions of hands", len(found), progress) as bar:
         for one in found:
             store, name = table.stores[table.store[one.row]], str(table.ids[one.row])
@@ -99,17 +99,17 @@ def clip_motions(
             rows = np.clip(np.round(np.arange(0, len(points) / rate) * rate).astype(int), 0, len(points) - 1)
             pixels = np.asarray(points[rows, :, :2], np.float64) * (PIXELS / np.array([width, height]))
             touch, end = (int(np.abs(rows - row).argmin()) for row in (one.moments.touch, one.moments.end))
-            seen = eyes.seen(store.frames(name, camera, [0]), header.instruction)
-            watched.append((name, header.instruction, Track(pixels, touch, end, seen["words"]), seen))
+            expects = eyes.expects(store.frames(name, camera, [0]), header.instruction)
+            watched.append((name, header.instruction, Track(pixels, touch, end, expects["words"]), expects))
             bar.update(1)
     if not watched:
         return []
-    share = np.median(np.concatenate([opening_shares(track, seen["motion"]) for *_, track, seen in watched]))
+    share = np.median(np.concatenate([opening_shares(track, expects["motion"]) for *_, track, expects in watched]))
     carrier, start = Carrier(fitted, robots, float(share)), np.median([one.start for one in robots], 0)
     made = []
-    for name, sentence, track, seen in watched:
+    for name, sentence, track, expects in watched:
         path, by = carrier.carried(track)
-        made.append(Motion(name, "human", sentence, path, start, **seen, by=by))
+        made.append(Motion(name, "human", sentence, path, start, **expects, by=by))
     return made
 
 
@@ -140,13 +140,13 @@ def opening_shares(track: Track, motion: np.ndarray) -> np.ndarray:
 
 
 class _Eyes:
-    """What stage 1 sees in an image and a sentence."""
+    """What stage 1 expects in an image after a sentence."""
 
     def __init__(self, net: AnalogyNet) -> None:
         self.net, self.text = net, TextEncoder(net.config.vlm.text)
         self.words: dict[str, np.ndarray] = {}
 
-    def seen(self, image: np.ndarray, sentence: str) -> dict[str, Any]:
+    def expects(self, image: np.ndarray, sentence: str) -> dict[str, Any]:
         """Return `Motion`'s hand, confidence, motion, turn and words of an image (1, H, W, 3) and a sentence."""
         hands = predict_hands(self.net.vlm, self.text, image, [sentence])
         if sentence not in self.words:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,24 +9,23 @@ from torch import Tensor
 from arvrm.interface import PlaceBatch, UserError
 from arvrm.model.heatmaps import splat_cross_entropy
 from arvrm.model.places import INDEX, MOMENTS, MOTION_STEPS, NEAR_PX, PIXELS, THUMB, PlaceNet
-from arvrm.moments import moments_of_store
+from arvrm.training.agreement import PlacesSeen, moments_agreed
 from arvrm.training.loop import to_device
-from arvrm.windows import EpisodeTable, HumanWindows, PlaceSamples, in_batches, store_fingerprint
+from arvrm.windows import EpisodeTable, HumanWindows, PlaceSamples, in_batches
 
 _TEMPERATURES = torch.logspace(-1, 1, 41)
 
 
-def moments_of(table: EpisodeTable, cache: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+def moments_of(
+    table: EpisodeTable, cache: str | None = None, seen: PlacesSeen | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps (E, 2) of the touch and end of every episode, and how sure each is (E, 2), 0 to 1.
 
     Args:
-        cache: folder that keeps them, shared by runs; None: they are found anew.
+        cache, seen: as in `moments_agreed`.
     """
     steps, sure = np.zeros((len(table), 2), np.int64), np.zeros((len(table), 2), np.float32)
-    found = [
-        moments_of_store(store, cache and Path(cache) / f"moments-{store_fingerprint(store)[:32]}.json")
-        for store in table.stores
-    ]
+    found = moments_agreed(table.stores, seen, cache)
     for episode, (identity, number) in enumerate(zip(table.ids, table.store, strict=True)):
         one = found[number][identity]
         steps[episode] = one.touch, one.end
@@ -67,17 +64,18 @@ def judge_places(
     logits, true, known, off = [], [], [], []
     for some in in_batches(samples.usable(episodes), batch):
         given: PlaceBatch = to_device(samples.batch(some, np.zeros(len(some), np.int64)), torch.device(device))
-        logits.append(net.logits(given["image"], given["text"], given["text_mask"]).cpu())
+        words = net.text(given["text"], given["text_mask"])
+        logits.append(net.logits(given["image"], words).cpu())
         points = given["points"][..., :2].cpu()
         true.append(points[:, :, (THUMB, INDEX)].mean(2))
         known.append(given["known"].cpu() > 0)
-        found = net.predict(given["image"], given["text"], given["text_mask"])["keypoints"].cpu()
+        found = net.predict(given["image"], words)["keypoints"].cpu()
         acting = found[:, :, (THUMB, INDEX)].mean(2)
         off.append((acting - (true[-1] + 1) * (PIXELS / 2)).norm(dim=-1))
     if not logits:
         return {}
     where, distance, there = torch.cat(true), torch.cat(off), torch.cat(known)
-    net.temperature.copy_(temperatures(torch.cat(logits), where, there))
+    net.temperature.copy_(temperatures(torch.cat(logits), where / net.reach, there))
     values = {}
     for number, name in enumerate(MOMENTS):
         own = distance[:, number][there[:, number]]

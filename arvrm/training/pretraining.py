@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from arvrm import processes
 from arvrm.config import bounded, check_bounds
+from arvrm.files import replacing
 from arvrm.interface import HumanBatch, UserError
 from arvrm.model.config import ModelConfig
 from arvrm.model.encoders import TextEncoder
 from arvrm.model.keypoint_vlm import KeypointVLM
+from arvrm.model.places import PlaceNet
+from arvrm.training.agreement import PlacesSeen
 from arvrm.training.config import TrainConfig, TrainResult
 from arvrm.training.data import DataConfig, episode_names, frames_of, open_table, sampler_of, split, spread, text_table
 from arvrm.training.distribution import MicroBatch
 from arvrm.training.judge import keypoint_errors
 from arvrm.training.loop import Trainer
-from arvrm.training.places import judge_places, place_samples
+from arvrm.training.places import judge_places, moments_of, place_samples
 from arvrm.training.runs import begin_run, metadata_of, reserved, saver
 from arvrm.training.threads import threads_of
 from arvrm.windows import HUMAN_CAMERA, EpisodeTable, HumanWindows, WindowConfig
+
+_SENTENCES = 2000
+"""That places know by heart, at most."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +42,15 @@ class PretrainConfig:
         resume: go on with a run that was stopped.
         overwrite: replace an existing run.
         place_images: images an update whose hands at the moments are learnt, where `model.places` is enabled.
+        moments_again: the update before which the clips' moments are found once more, with what places have learnt by
+            then; 0: never.
     """
 
     output: str
     resume: bool = False
     overwrite: bool = False
     place_images: int = bounded(64, least=1, most=2**16)
+    moments_again: int = bounded(500, least=0, most=2**40)
     data: DataConfig = field(default_factory=DataConfig)
     window: WindowConfig = field(default_factory=lambda: WindowConfig(history=4))
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -63,7 +75,7 @@ def pretrain(config: PretrainConfig, progress: bool = True) -> TrainResult:
 def _train(config: PretrainConfig, table: EpisodeTable, progress: bool) -> TrainResult:
     train, held_out = split(table, config.data)
     torch.manual_seed(config.train.seed)
-    model = KeypointVLM(config.model)
+    model = KeypointVLM(_with_sentences(config.model, table, train))
     windows = _windows(config, table, model, progress)
     sampler = sampler_of(table, windows.anchors(train), config.data, config.train.seed)
 
@@ -88,18 +100,53 @@ def _train(config: PretrainConfig, table: EpisodeTable, progress: bool) -> Train
             values |= judge_places(network.places, places, held_out, device)
         return values
 
+    folder = begin_run(config, "pretrain", None)
+
+    def find_again(network: nn.Module, device: torch.device) -> None:
+        assert places is not None and isinstance(network, KeypointVLM) and network.places is not None
+        places.revise(*_moments_again(table, network.places, TextEncoder(config.model.text), folder))
+
     held = spread(windows.anchors(held_out), config.data.validation_windows)
     trainer = Trainer(
         model,
         batch,
         config.train,
-        begin_run(config, "pretrain", None),
+        folder,
         save=saver(metadata_of(config, table, train, "pretrain")),
         validate=validate if len(held) else None,
         describe=lambda step, micro_batch: episode_names(table, anchors_of(step, micro_batch)),
         name="pretrain",
+        revise=(config.moments_again, find_again) if places is not None and config.moments_again else None,
     )
     return trainer.run(config.resume, progress)
+
+
+def _with_sentences(config: ModelConfig, table: EpisodeTable, episodes: np.ndarray) -> ModelConfig:
+    """Note in a configuration what is said of episodes: of very many sentences the commonest."""
+    if not config.places.enabled:
+        return config
+    times = np.bincount(table.sentence[episodes], minlength=len(table.sentences))
+    common = np.argsort(-times, kind="stable")[:_SENTENCES]
+    known = tuple(sorted(table.sentences[row] for row in common.tolist() if times[row]))
+    return dataclasses.replace(config, places=dataclasses.replace(config.places, known=known))
+
+
+def _moments_again(
+    table: EpisodeTable, net: PlaceNet, encoder: TextEncoder, folder: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the moments of a table's clips as `training.places.moments_of` does, with what places have learnt.
+
+    They are kept in the run's folder: a run that goes on later has learnt more since, and must not find others.
+    """
+    file = folder / "moments.npz"
+    if file.is_file():
+        held = np.load(file, allow_pickle=False)
+        return held["steps"], held["sure"]
+    steps, sure = moments_of(table, None, PlacesSeen(net, encoder))
+    if processes.is_main():
+        with replacing(file) as partial, open(partial, "wb") as writable:
+            np.savez(writable, steps=steps, sure=sure)
+    return steps, sure
 
 
 def _windows(config: PretrainConfig, table: EpisodeTable, model: KeypointVLM, progress: bool) -> HumanWindows:

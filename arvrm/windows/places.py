@@ -36,10 +36,15 @@ class PlaceSamples:
         early: float = 2.0,
     ) -> None:
         self.hands, self.frames, self.early = hands, frames, early
-        self.moments, self.known = np.asarray(moments, np.int64), np.asarray(known, np.float32)
         self.offsets = np.asarray(offsets)
         table = hands.table
         self.rates = np.array([table.header(episode).fps for episode in range(len(table))]) / CONTROL_HZ
+        self.revise(moments, known)
+
+    def revise(self, moments: np.ndarray, known: np.ndarray) -> None:
+        """Take other moments from now on, as the class takes them."""
+        self.moments, self.known = np.asarray(moments, np.int64), np.asarray(known, np.float32)
+        table = self.hands.table
         touch = table.step_start[:-1] + self.moments[:, 0]
         # Images up to the touch; the first one where none is.
         self.images = np.maximum(table.frames_before(touch + 1) - table.image_start[:-1], 1)
