@@ -90,7 +90,7 @@ class Watched(Mapping):
 class Blind:
     """Sees nothing that might be done."""
 
-    lookout = None
+    lookout, takes = None, ()
 
     def look(self, requests: list[PlanRequest]) -> list[Sight]:
         return [Sight([]) for _ in requests]

@@ -7,7 +7,7 @@ steps.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,12 @@ NEAR_M = 0.05
 """So near to the approach the hand goes there straight."""
 SETTLED = 0.75
 """Share of the way to the touch (by length) after which a path that is bent anew lies wholly at its new place."""
+_AROUND = 5
+"""Steps about the touch in which the gripper may be opening or closing."""
+TAKEN_UP_M = 0.03
+"""What is taken goes up by so much."""
+BESIDE_PX, BESIDE_M = 1.5, 0.03
+"""A place that was touched in vain is touched so far beside the next time, at most so far."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,27 @@ class Goal:
         turn: how far the gripper is turned about the vertical from how the motion has it, rad.
         end: (3,) where it is to be at the end; None: as far from the touch as the motion has it.
         confidence: 0 to 1, that it is there.
+        unsure: (2, 3) ways, m, by which the touch is off where it is seen a pixel beside; the longer one first. None:
+            it is not off.
     """
 
     touch: np.ndarray
     turn: float = 0.0
     end: np.ndarray | None = None
     confidence: float = 1.0
+    unsure: np.ndarray | None = None
+
+    def beside(self, way: np.ndarray) -> Goal:
+        """Return the goal moved by a way (3,)."""
+        return replace(self, touch=self.touch + way, end=None if self.end is None else self.end + way)
+
+    def next_beside(self, tries: int) -> np.ndarray:
+        """Return how far (3, m) beside to touch after so many tries there: on each side in turn, and then further."""
+        if tries == 0 or self.unsure is None:
+            return np.zeros(3)
+        ring, side = divmod(tries - 1, 4)
+        way = (1 + ring) * BESIDE_PX * self.unsure[side // 2] * (1 if side % 2 == 0 else -1)
+        return way * min(1.0, BESIDE_M / max(float(np.linalg.norm(way)), 1e-9))
 
 
 def path_of(robot: Robot, arrays: Mapping[str, np.ndarray], touch: int, end: int) -> Path:
@@ -140,6 +161,19 @@ def bend(path: Path, start: np.ndarray, goal: Goal, begin: int | None = None) ->
         rows = np.concatenate([np.full(len(there), first), rows])
         gripper = np.concatenate([np.full(len(there), gripper[0]), gripper])
     return _evened(start, poses, gripper, rows, touch)
+
+
+def lets_go(path: Path) -> bool:
+    """Whether the gripper, closed as it comes to the touch, opens there: it puts down what it holds."""
+    comes, then = path.gripper[entry_of(path) : max(path.touch - _AROUND, 1)], path.gripper[path.touch :][: 2 * _AROUND]
+    return bool(len(comes) and len(then) and (comes < 0).all() and (then > 0).any())
+
+
+def takes(path: Path) -> bool:
+    """Whether the gripper, open as it comes to the touch, closes there and goes up with what it holds."""
+    comes, then = path.gripper[entry_of(path) : max(path.touch - _AROUND, 1)], path.gripper[path.touch + _AROUND :]
+    raised = path.tcp_end[2] - path.tcp_touch[2] > TAKEN_UP_M
+    return bool(raised and len(comes) and len(then) and (comes > 0).all() and (then < 0).all())
 
 
 def straight(start: np.ndarray, pose: np.ndarray, gripper: float) -> Bent:

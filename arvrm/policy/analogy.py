@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from arvrm.interface import Drawing, ImagesWanted, Observation, PlanRequest, Pol
 from arvrm.model.checkpoint import load_checkpoint
 from arvrm.model.residual import EXECUTE
 from arvrm.motions.library import load_library
-from arvrm.motions.path import Bent, bend, entry_of, straight
+from arvrm.motions.path import Bent, bend, entry_of, lets_go, straight
 from arvrm.motions.plan import Plan, onward, plan_actions
 from arvrm.policy.drawing import drawing_of
 from arvrm.policy.places import Choice, PlaceSeer, Sight
@@ -29,6 +29,10 @@ _MOVED_M = 0.008
 """A goal that lies no further from the one before is the same."""
 _LESS_SURE = 0.1
 """A place seen so much less surely than before (the arm hides it now) corrects nothing."""
+_HELD_M = (0.01, 0.07)
+"""Width of a closed gripper that holds something, between these."""
+_FETCHES = 2
+"""So often a hand that should hold something goes to take something up."""
 _BEHIND_M, _STUCK_M = 0.05, 0.002
 """The arm is blocked where it is so far behind its target and hardly moved since the last plan."""
 
@@ -38,9 +42,11 @@ class Seer(Protocol):
 
     Attributes:
         lookout: (6,) a pose from which it sees more, m and rad; None: it knows none.
+        takes: what is said of motions that take something up.
     """
 
     lookout: np.ndarray | None
+    takes: tuple[str, ...]
 
     def look(self, requests: list[PlanRequest]) -> list[Sight]: ...
 
@@ -58,9 +64,13 @@ class _Rollout:
     cursor: int = 0
     looked: int = 0
     tcp: np.ndarray | None = None
+    fetched: int = 0
+    """How often it took something up, since its hand was empty."""
     elsewhere: int = 0
     """How often it went to look from another pose."""
     tried: Counter = field(default_factory=Counter)
+    beside: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    """How far beside the place that is seen it touches, since it touched there in vain."""
     gripper: float = 1.0
     leaving: list[tuple[np.ndarray, float]] = field(default_factory=list)
     """What is left of the motion of the instruction before: the judge does not wait until the hand is off."""
@@ -137,37 +147,38 @@ class AnalogyPolicy:
             rest = [] if known is None else known.rest(target)
             known = self._rollouts[request.rollout] = _Rollout(request.instruction, gripper=float(robot_obs[14]))
             known.leaving = rest
-        self._follow(known, request, target, robot_obs[:3])
+        self._follow(known, request, target, robot_obs)
         chunk = self._chunk(known, request.history[-1], target).astype(np.float32)
         known.tcp = robot_obs[:3]
         return chunk
 
-    def _follow(self, known: _Rollout, request: PlanRequest, target: np.ndarray, tcp: np.ndarray) -> None:
+    def _follow(self, known: _Rollout, request: PlanRequest, target: np.ndarray, robot_obs: np.ndarray) -> None:
         """Begin, correct or leave the path.
 
         Raises:
             ImagesWanted: it must look; nothing has changed yet.
         """
+        tcp, held = robot_obs[:3], _HELD_M[0] < robot_obs[6] < _HELD_M[1] and robot_obs[14] < 0
         moved = np.inf if known.tcp is None else float(np.linalg.norm(tcp - known.tcp))
         if known.leaving:
             return
         if known.bent is None or (known.choice is None and known.cursor >= len(known.bent.poses)):
-            self._begin(known, request, target)
+            self._begin(known, request, target, held)
             return
         if known.choice is None:
             return
         before = known.cursor < known.bent.touch
         if known.cursor >= len(known.bent.poses):
-            self._begin(known, request, target)
+            self._begin(known, request, target, held)
             self._note(request, "path over")
         elif before and moved < _STUCK_M and np.linalg.norm(target[:3] - tcp) > _BEHIND_M:
-            self._begin(known, request, target)
+            self._begin(known, request, target, held)
             self._note(request, "blocked")
         elif before and request.step - known.looked >= LOOK_EVERY:
             self._correct(known, request, target)
 
-    def _begin(self, known: _Rollout, request: PlanRequest, target: np.ndarray) -> None:
-        """Look, and begin the best choice among those tried least."""
+    def _begin(self, known: _Rollout, request: PlanRequest, target: np.ndarray, held: bool) -> None:
+        """Look, and begin the best choice among those tried least; what is to be put down must be in the hand first."""
         sight = self._look(known, request)
         for note in sight.notes:
             self._note(request, note)
@@ -181,16 +192,35 @@ class AnalogyPolicy:
             return
         least = min(known.tried[choice.key] for choice in sight.choices)
         choice = next(choice for choice in sight.choices if known.tried[choice.key] == least)
+        if lets_go(choice.motion.path) and not held and known.fetched < _FETCHES:
+            taken = self._something_to_take(request)
+            if taken is not None:
+                self._note(request, "an empty hand takes something up first")
+                known.fetched += 1
+                choice = taken
+        before = sum(count for (_, place), count in known.tried.items() if place == choice.hypothesis)
+        known.beside = choice.goal.next_beside(before)
+        if before:
+            self._note(request, "touches beside the place")
+        choice = replace(choice, goal=choice.goal.beside(known.beside))
         known.tried[choice.key] += 1
         known.choice, known.cursor = choice, 0
         known.bent = bend(choice.motion.path, target, choice.goal)
         known.goal = known.bent.poses[known.bent.touch]
+
+    def _something_to_take(self, request: PlanRequest) -> Choice | None:
+        """The surest place at which a motion takes something up, whatever the words are; None: it sees none."""
+        asked = [replace(request, instruction=words) for words in self.seer.takes]
+        found = [sight.choices[0] for sight in self.seer.look(asked) if sight.choices and sight.sure]
+        return max(found, key=lambda choice: choice.goal.confidence, default=None)
 
     def _correct(self, known: _Rollout, request: PlanRequest, target: np.ndarray) -> None:
         """Look again, and bend what is left of the path where the place has moved."""
         assert known.choice is not None and known.bent is not None
         sight = self._look(known, request)
         again = next((choice for choice in sight.choices if choice.key == known.choice.key), None)
+        if again is not None:
+            again = replace(again, goal=again.goal.beside(known.beside))
         if again is None or again.goal.confidence < known.choice.goal.confidence - _LESS_SURE:
             return
         if np.linalg.norm(again.goal.touch - known.choice.goal.touch) < _MOVED_M:

@@ -13,9 +13,10 @@ from arvrm.model.analogy_net import AnalogyNet
 from arvrm.model.encoders import TextEncoder
 from arvrm.model.places import PredictedHands, predict_hands
 from arvrm.model.words import sentence_words
+from arvrm.motions.camera import seen_change
 from arvrm.motions.hand_map import SURE_TURN, HandMap
 from arvrm.motions.library import Motion
-from arvrm.motions.path import Goal
+from arvrm.motions.path import Goal, takes
 from arvrm.motions.retrieve import TERMS, RetrieveConfig, Retriever
 
 UNSURE = 0.3
@@ -74,6 +75,7 @@ class PlaceSeer:
     Attributes:
         motions: the library.
         lookout: (6,) a pose (m, rad) in which the arm hides little: above where motions begin.
+        takes: sentences of the demonstrations that take something up.
 
     Every request is looked at by itself, so that what is seen does not depend, to the bit, on who else is waiting.
     """
@@ -114,7 +116,17 @@ class PlaceSeer:
         lookout = np.concatenate([np.median(starts[:, :3], 0), starts[0, 3:]])
         lookout[2] = starts[:, 2].max()
         self.lookout: np.ndarray | None = lookout
+        self.takes = self._takes()
         self._low, self._high = everything.min(0) - _REACH_M, everything.max(0) + _REACH_M
+
+    def _takes(self) -> tuple[str, ...]:
+        """Sentences of demonstrations that take something up, of those that say the same one."""
+        found: list[Motion] = []
+        for one in self.motions:
+            if one.embodiment == "robot" and takes(one.path):
+                if all(one.words @ other.words < _ALIKE for other in found):
+                    found.append(one)
+        return tuple(one.sentence for one in found)
 
     def look(self, requests: list[PlanRequest]) -> list[Sight]:
         """Return what each request's present image shows."""
@@ -141,6 +153,7 @@ class PlaceSeer:
             ends = self._ends(hand) if number == 0 and float(hands.confidence[0, 1]) >= _SURE_END else None
             reached = np.clip(touches, self._low, self._high)
             inside = (reached == touches).all(1)
+            ways = self._a_pixel(reached)
             terms = self.retriever.terms(words, hands.motion[0], hand, robot, reached, turns)
             ranked = self.retriever.ranked(terms)
             if number == 0 and (shown := self.retriever.shown(terms)) != "robot":
@@ -151,7 +164,7 @@ class PlaceSeer:
                 named: dict[str, float] = dict(zip(TERMS, map(float, terms[row]), strict=True))
                 named["score"] = float(terms[row] @ self.retriever.weights)
                 end = None if ends is None or not ends[row].any() else reached[row] + ends[row]
-                goal = Goal(reached[row], float(turns[row]), end, shares[number])
+                goal = Goal(reached[row], float(turns[row]), end, shares[number], ways[row])
                 # A place less likely comes after all motions at a likelier one, as far as it is so much less likely.
                 order = np.log(max(shares[number], 1e-6)) - _RANK * rank
                 (within if inside[row] else beyond).append((order, Choice(self.motions[row], goal, named, number)))
@@ -178,6 +191,12 @@ class PlaceSeer:
         turns = np.sign(turns) * np.maximum(np.abs(turns) - self.map.deviation, 0)
         turns = self._middle_yaw + half_turn(self._yaw + turns - self._middle_yaw) - self._yaw
         return touches, np.where(self._sure_turn, turns, 0.0)
+
+    def _a_pixel(self, places: np.ndarray) -> np.ndarray:
+        """(n, 2, 3): ways on the table, m, that are a pixel at places (n, 3); the longest and the shortest ones."""
+        flat = np.linalg.svd(np.linalg.inv(seen_change(self.map.camera, places)[..., :2]))
+        ways = (flat.U * flat.S[:, None]).swapaxes(1, 2)
+        return np.concatenate([ways, np.zeros((*ways.shape[:2], 1))], -1)
 
     def _seen_to_go(self, hands: np.ndarray) -> np.ndarray:
         """From touch to end (n, 3, m), at each motion's own heights, as hands (n, 2, 21, 2) say."""

@@ -80,7 +80,7 @@ class _Around:
 
     def __init__(self, seer: Any) -> None:
         self.seer = seer
-        self.lookout = seer.lookout
+        self.lookout, self.takes = seer.lookout, seer.takes
         self.map, self.camera = getattr(seer, "map", None), getattr(seer, "camera", "rgb_static")
 
     def look(self, requests: list[PlanRequest]) -> list[Sight]:
@@ -101,11 +101,7 @@ class OffSeer(_Around):
         seed = int.from_bytes(hashlib.sha256(f"{request.rollout} {request.instruction}".encode()).digest()[:8], "big")
         error = np.random.default_rng(seed).normal(0, self.deviation, 3)
 
-        def moved(goal: Goal) -> Goal:
-            end = None if goal.end is None else goal.end + error
-            return dataclasses.replace(goal, touch=goal.touch + error, end=end)
-
-        choices = [dataclasses.replace(choice, goal=moved(choice.goal)) for choice in sight.choices]
+        choices = [dataclasses.replace(choice, goal=choice.goal.beside(error)) for choice in sight.choices]
         return dataclasses.replace(sight, choices=choices)
 
 
@@ -165,6 +161,7 @@ class TrueSeer:
     """Knows where the thing of a task is, and carries the task's demonstrations over to there."""
 
     lookout = None
+    takes = ()
 
     def __init__(self, motions: Sequence[Motion], stores: Sequence[str]) -> None:
         self.by_task: dict[str, list[_Known]] = {}
