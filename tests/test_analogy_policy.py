@@ -24,9 +24,10 @@ from arvrm.model.residual import EXECUTE, ResidualConfig
 from arvrm.model.text import TextEncoder
 from arvrm.model.words import sentence_words
 from arvrm.motions import Motion, save_library
+from arvrm.motions.path import Goal
 from arvrm.policy import load_policy
 from arvrm.policy.analogy import AnalogyPolicy
-from arvrm.policy.places import Sight
+from arvrm.policy.places import Choice, Sight
 from arvrm.robots.calvin import CALVIN, apply_relative_action
 from arvrm.training import FinetuneConfig, finetune
 from arvrm.training.analogy_stage import AnalogyFitConfig
@@ -94,6 +95,45 @@ class Blind:
 
     def look(self, requests: list[PlanRequest]) -> list[Sight]:
         return [Sight([]) for _ in requests]
+
+
+class Told:
+    """Has one motion for each sentence, to be done at one place each; notes what it is asked for.
+
+    Args:
+        motions: sentence -> motion and confidence.
+        takes: as of a `Seer`.
+    """
+
+    lookout = None
+
+    def __init__(self, motions: dict[str, tuple[Motion, float]], takes: tuple[str, ...] = ()) -> None:
+        self.motions, self.takes, self.asked = motions, takes, list[str]()
+
+    def look(self, requests: list[PlanRequest]) -> list[Sight]:
+        self.asked += [request.instruction for request in requests]
+        unsure = np.array([[0.0, 0.01, 0.0], [0.005, 0.0, 0.0]])
+        found = []
+        for request in requests:
+            motion, confidence = self.motions[request.instruction]
+            goal = Goal(motion.path.tcp_touch[:3], confidence=confidence, unsure=unsure)
+            found.append(Sight([Choice(motion, goal)]))
+        return found
+
+
+def named(name: str, gripper: np.ndarray | None = None, up: float = 0.0) -> Motion:
+    path = down_and_along()
+    shift = np.array([0.1, -0.1, 0.46, 0, 0, 0])
+    path = dataclasses.replace(
+        path,
+        poses=path.poses + shift,
+        gripper=path.gripper if gripper is None else gripper,
+        tcp_touch=path.tcp_touch + shift,
+        tcp_end=path.tcp_end + shift + [0, 0, up, 0, 0, 0],
+    )
+    hand, one = np.full((2, 21, 2), 48.0, np.float32), np.ones(2, np.float32)
+    start = np.array([0.1, -0.1, 0.66, np.pi, 0, 1.5, 0.08])
+    return Motion(name, "robot", name, path, start, hand, one, np.zeros(MOTION_SIZE, np.float32), one, np.ones(4))
 
 
 def rolled(policy: AnalogyPolicy, steps: int = 60, rollouts: int = 1, read: set[str] | None = None) -> np.ndarray:
@@ -214,6 +254,38 @@ def test_what_went_otherwise_than_planned_is_counted_for_the_result(tmp_path):
     policy = load_policy(made(tmp_path / "c"))
     rolled(policy, steps=400)
     assert policy.notes(0).get("path over", 0) > 0
+
+
+def told(seer: Told) -> AnalogyPolicy:
+    return AnalogyPolicy(CALVIN, cast(Any, seer), {"rgb_static": 96})
+
+
+def test_where_a_touch_was_in_vain_the_next_one_is_beside():
+    policy = told(Told({SENTENCES[0]: (named("press"), 0.9)}))
+    actions = rolled(policy, steps=400)[0]
+    assert policy.notes(0)["touches beside the place"] == policy.notes(0)["path over"] > 1
+    way = np.array([0.0, -0.2, 0.5]) + np.cumsum(actions[:, :3] * 0.02, 0)
+    low = way[np.flatnonzero(np.diff(np.sign(np.diff(way[:, 2]))) > 0) + 1]
+    touched = low[low[:, 2] < way[:, 2].min() + 0.005]
+    beside = {round(float(y - touched[0, 1]), 3) for y in touched[:, 1]}
+    assert {0.0, 0.015, -0.015} <= beside and max(map(abs, beside)) <= 0.03
+
+
+def test_an_empty_hand_takes_up_what_is_seen_most_surely_before_it_puts_it_down():
+    rows = np.arange(len(down_and_along().poses))
+    closes = np.where(rows < down_and_along().touch, 1.0, -1.0)
+    put, take = named("put", -closes), (named("take it", closes, 0.1), 0.8)
+    motions = {SENTENCES[0]: (put, 0.9), "take it": take, "lift it": (named("lift it", closes, 0.1), 0.4)}
+    seer = Told(motions, ("lift it", "take it"))
+    policy = told(seer)
+    rolled(policy, steps=EXECUTE)
+    assert seer.asked == [SENTENCES[0], "lift it", "take it"]
+    assert policy._rollouts[0].choice.motion.id == "take it"
+    rolled(policy, steps=600)
+    assert policy.notes(0)["an empty hand takes something up first"] == 1 + 2, "twice an instruction at most"
+    nothing = told(Told({SENTENCES[0]: (put, 0.9)}))
+    rolled(nothing, steps=EXECUTE)
+    assert nothing._rollouts[0].choice.motion.id == "put" and not nothing.notes(0)
 
 
 def test_what_it_has_in_mind_can_be_drawn(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from arvrm.motions import (
     save_library,
 )
 from arvrm.motions.camera import on_plane, project, read_camera
-from arvrm.motions.path import STEP_M, entry_of
+from arvrm.motions.path import BESIDE_M, STEP_M, entry_of, lets_go, takes
 from arvrm.robots.calvin import CALVIN
 from arvrm.robots.vector import Ranges, VectorRobot
 
@@ -83,6 +84,33 @@ def test_a_turn_turns_the_gripper_and_leaves_the_way():
     bent = bend(down_and_along(), np.array([0, 0, 0.2, np.pi, 0, 1.5]), Goal(np.zeros(3), 0.4))
     assert bent.poses[bent.touch, 5] == pytest.approx(1.9)
     assert np.allclose(bent.poses[-1, :3], [0.1, 0, 0])
+
+
+def test_what_was_touched_in_vain_is_touched_beside_on_each_side_in_turn_and_then_further():
+    goal = Goal(np.array([0.1, 0.2, 0.5]), end=np.array([0.3, 0.2, 0.5]), unsure=np.array([[0, 0.01, 0], [0.004, 0, 0]]))
+    ways = [goal.next_beside(tries) for tries in range(6)]
+    expected = [[0, 0, 0], [0, 0.015, 0], [0, -0.015, 0], [0.006, 0, 0], [-0.006, 0, 0], [0, 0.03, 0]]
+    np.testing.assert_allclose(ways, expected, atol=1e-12)
+    assert np.linalg.norm(goal.next_beside(40)) <= BESIDE_M + 1e-12
+    moved = goal.beside(ways[1])
+    np.testing.assert_allclose([moved.touch, moved.end], [[0.1, 0.215, 0.5], [0.3, 0.215, 0.5]])
+    assert not Goal(goal.touch).next_beside(3).any()
+
+
+def test_what_a_motion_holds_when_it_comes_and_goes_tells_whether_it_takes_or_puts_down():
+    path = down_and_along()
+    rows = np.arange(len(path.poses))
+    up = replace(path, tcp_end=path.tcp_touch + [0, 0, 0.1, 0, 0, 0])
+    closes = np.where(rows < path.touch, 1.0, -1.0)
+    for one, gripper, lets, takes_up in (
+        (up, closes, False, True),
+        (path, closes, False, False),
+        (path, -closes, True, False),
+        (up, np.ones(len(rows)), False, False),
+        (path, -np.ones(len(rows)), False, False),
+    ):
+        there = replace(one, gripper=gripper)
+        assert (lets_go(there), takes(there)) == (lets, takes_up)
 
 
 def test_a_path_is_the_controllers_target_after_each_step():
