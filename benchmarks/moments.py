@@ -1,6 +1,7 @@
 """When do clips and demonstrations touch? Several ways against the truth, and the numbers of the one that ships.
 
     python benchmarks/moments.py --judge STORE... [--fit STORE... [--every N] [--ceiling] [--write]] [--plain]
+        [--agree STAGE1]
 
 Stores are `arvrm generate`'s, of one embodiment. `--fit` fits the scorer to these stores without any truth
 (`arvrm.moments.fit`); `--write` puts it into the package. `--ceiling` fits a second one to their true moments, to
@@ -23,6 +24,8 @@ from safetensors.torch import save_file
 
 from arvrm import instructions
 from arvrm.episodes import EpisodeHeader, EpisodeStore
+from arvrm.model.checkpoint import load_checkpoint
+from arvrm.model.text import TextEncoder
 from arvrm.moments import fit
 from arvrm.moments.find import NEAR_PX, found_in
 from arvrm.moments.judged import Judged, judge, table, text, truth_of
@@ -30,6 +33,8 @@ from arvrm.moments.network import MomentScorer, load_scorer, resource
 from arvrm.moments.raw import Raw, colours_of, raw_episode, signals_of
 from arvrm.moments.signals import PIXELS, Signals
 from arvrm.moments.ways import WAYS
+from arvrm.motions.camera import CALVIN, read_camera
+from arvrm.training.agreement import PlacesSeen
 
 SEED = 0
 _EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
@@ -37,6 +42,7 @@ _EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
 
 @dataclass
 class Sample:
+    store: EpisodeStore
     header: EpisodeHeader
     raw: Raw
     signals: Signals
@@ -61,7 +67,7 @@ def samples_of(paths: list[str]) -> list[Sample]:
                 continue
             raw = raw_episode(store, header, colours)
             arrays = store.arrays(header.id, ("robot_obs",)) if header.embodiment == "robot" else {}
-            found.append(Sample(header, raw, signals_of(raw), arrays))
+            found.append(Sample(store, header, raw, signals_of(raw), arrays))
     return found
 
 
@@ -140,6 +146,7 @@ def main() -> None:
     parser.add_argument("--judge", nargs="+", required=True)
     parser.add_argument("--fit", nargs="+", default=[])
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--agree", help="a stage 1 with places, which have a say too; robots through CALVIN's camera")
     parser.add_argument("--ceiling", action="store_true", help="fit to the true moments too")
     parser.add_argument("--every", type=int, default=1, help="fit to each n-th episode")
     parser.add_argument("--plain", action="store_true", help="leave out what changes images and keypoints")
@@ -167,6 +174,16 @@ def main() -> None:
     for name, scorer in scorers.items():
         results[name] = [found_in(s.signals, s.header.instruction, scorer, embodiment) for s in judged]
         found[name] = [(r.touch, r.touch_confidence) for r in results[name]]
+    shown = "scorer"
+    if arguments.agree:
+        places = load_checkpoint(arguments.agree).model.places
+        seen = PlacesSeen(places, TextEncoder(), read_camera(CALVIN))
+        shown = "with places"
+        results[shown] = [
+            found_in(s.signals, s.header.instruction, scorers["scorer"], embodiment, seen(s.store, s.header, s.signals))
+            for s in judged
+        ]
+        found[shown] = [(r.touch, r.touch_confidence) for r in results[shown]]
     for name, (signals, sentences) in spoilt(judged, arguments.plain).items():
         ours = [found_in(x, said, scorers["scorer"], embodiment) for x, said in zip(signals, sentences, strict=True)]
         found[name] = [(r.touch, r.touch_confidence) for r in ours]
@@ -180,7 +197,7 @@ def main() -> None:
     for moment in ("touch", "end"):
         against = [
             judge(s.header, s.signals, s.arrays, moment, getattr(r, moment), getattr(r, f"{moment}_confidence"))
-            for s, r in zip(judged, results["scorer"], strict=True)
+            for s, r in zip(judged, results[shown], strict=True)
         ]
         print(moment, text(table(one for one in against if one)), *calibration(against, NEAR_PX), sep="\n")
     if not arguments.plain:

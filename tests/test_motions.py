@@ -87,7 +87,8 @@ def test_a_turn_turns_the_gripper_and_leaves_the_way():
 
 
 def test_what_was_touched_in_vain_is_touched_beside_on_each_side_in_turn_and_then_further():
-    goal = Goal(np.array([0.1, 0.2, 0.5]), end=np.array([0.3, 0.2, 0.5]), unsure=np.array([[0, 0.01, 0], [0.004, 0, 0]]))
+    unsure = np.array([[0, 0.01, 0], [0.004, 0, 0]])
+    goal = Goal(np.array([0.1, 0.2, 0.5]), end=np.array([0.3, 0.2, 0.5]), unsure=unsure)
     ways = [goal.next_beside(tries) for tries in range(6)]
     expected = [[0, 0, 0], [0, 0.015, 0], [0, -0.015, 0], [0.006, 0, 0], [-0.006, 0, 0], [0, 0.03, 0]]
     np.testing.assert_allclose(ways, expected, atol=1e-12)

@@ -112,7 +112,7 @@ class PlacesConfig:
         enabled: build it at all.
         size: pixels at which it reads images; its heatmaps have half of them.
         border: how many times 4 pixels the heatmaps reach beyond each edge of the image, where a hand may touch, too.
-        known: the sentences that it was trained on, which training notes here; new ones are read as those most like them.
+        known: the sentences that it was trained on, which training notes here; new ones are read as those like them.
         channels: at 1/2, 1/4 and 1/8 of the image size.
         depth: residual blocks at 1/4 and at 1/8.
         words: width of its language token.
