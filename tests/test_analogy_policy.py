@@ -91,34 +91,33 @@ class Watched(Mapping):
 class Blind:
     """Sees nothing that might be done."""
 
-    lookout, takes = None, ()
+    lookout = None
 
     def look(self, requests: list[PlanRequest]) -> list[Sight]:
         return [Sight([]) for _ in requests]
 
+    def to_take(self, request: PlanRequest) -> Sight | None:
+        return None
+
 
 class Told:
-    """Has one motion for each sentence, to be done at one place each; notes what it is asked for.
-
-    Args:
-        motions: sentence -> motion and confidence.
-        takes: as of a `Seer`.
-    """
+    """Has one motion to do and maybe one that takes something up."""
 
     lookout = None
 
-    def __init__(self, motions: dict[str, tuple[Motion, float]], takes: tuple[str, ...] = ()) -> None:
-        self.motions, self.takes, self.asked = motions, takes, list[str]()
+    def __init__(self, motion: Motion, takes: Motion | None = None) -> None:
+        self.motion, self.takes = motion, takes
 
     def look(self, requests: list[PlanRequest]) -> list[Sight]:
-        self.asked += [request.instruction for request in requests]
-        unsure = np.array([[0.0, 0.01, 0.0], [0.005, 0.0, 0.0]])
-        found = []
-        for request in requests:
-            motion, confidence = self.motions[request.instruction]
-            goal = Goal(motion.path.tcp_touch[:3], confidence=confidence, unsure=unsure)
-            found.append(Sight([Choice(motion, goal)]))
-        return found
+        return [seen(self.motion) for _ in requests]
+
+    def to_take(self, request: PlanRequest) -> Sight | None:
+        return None if self.takes is None else seen(self.takes)
+
+
+def seen(motion: Motion) -> Sight:
+    unsure = np.array([[0.0, 0.01, 0.0], [0.005, 0.0, 0.0]])
+    return Sight([Choice(motion, Goal(motion.path.tcp_touch[:3], unsure=unsure))])
 
 
 def named(name: str, gripper: np.ndarray | None = None, up: float = 0.0) -> Motion:
@@ -261,7 +260,7 @@ def told(seer: Told) -> AnalogyPolicy:
 
 
 def test_where_a_touch_was_in_vain_the_next_one_is_beside():
-    policy = told(Told({SENTENCES[0]: (named("press"), 0.9)}))
+    policy = told(Told(named("press")))
     actions = rolled(policy, steps=400)[0]
     assert policy.notes(0)["touches beside the place"] == policy.notes(0)["path over"] > 1
     way = np.array([0.0, -0.2, 0.5]) + np.cumsum(actions[:, :3] * 0.02, 0)
@@ -271,19 +270,16 @@ def test_where_a_touch_was_in_vain_the_next_one_is_beside():
     assert {0.0, 0.015, -0.015} <= beside and max(map(abs, beside)) <= 0.03
 
 
-def test_an_empty_hand_takes_up_what_is_seen_most_surely_before_it_puts_it_down():
+def test_an_empty_hand_takes_something_up_before_it_puts_it_down():
     rows = np.arange(len(down_and_along().poses))
     closes = np.where(rows < down_and_along().touch, 1.0, -1.0)
-    put, take = named("put", -closes), (named("take it", closes, 0.1), 0.8)
-    motions = {SENTENCES[0]: (put, 0.9), "take it": take, "lift it": (named("lift it", closes, 0.1), 0.4)}
-    seer = Told(motions, ("lift it", "take it"))
-    policy = told(seer)
+    put, take = named("put", -closes), named("take it", closes, 0.1)
+    policy = told(Told(put, take))
     rolled(policy, steps=EXECUTE)
-    assert seer.asked == [SENTENCES[0], "lift it", "take it"]
     assert policy._rollouts[0].choice.motion.id == "take it"
     rolled(policy, steps=600)
     assert policy.notes(0)["an empty hand takes something up first"] == 1 + 2, "twice an instruction at most"
-    nothing = told(Told({SENTENCES[0]: (put, 0.9)}))
+    nothing = told(Told(put))
     rolled(nothing, steps=EXECUTE)
     assert nothing._rollouts[0].choice.motion.id == "put" and not nothing.notes(0)
 

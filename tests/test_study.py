@@ -129,7 +129,7 @@ def test_mean_motion_is_that_of_motions_laid_together_at_their_touches():
 
 def test_places_are_off_by_one_error_an_instruction():
     class Still:
-        lookout, takes = None, ()
+        lookout = None
 
         def look(self, requests):
             return [Sight([Choice(motion([1, 0], [1, -1], 1), Goal(np.zeros(3)), {}, 0)]) for _ in requests]

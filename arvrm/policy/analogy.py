@@ -42,13 +42,14 @@ class Seer(Protocol):
 
     Attributes:
         lookout: (6,) a pose from which it sees more, m and rad; None: it knows none.
-        takes: what is said of motions that take something up.
     """
 
     lookout: np.ndarray | None
-    takes: tuple[str, ...]
 
     def look(self, requests: list[PlanRequest]) -> list[Sight]: ...
+
+    def to_take(self, request: PlanRequest) -> Sight | None:
+        """Look for something to take up, whatever the words are; None: it knows no motion that takes anything."""
 
 
 @dataclass
@@ -193,11 +194,11 @@ class AnalogyPolicy:
         least = min(known.tried[choice.key] for choice in sight.choices)
         choice = next(choice for choice in sight.choices if known.tried[choice.key] == least)
         if lets_go(choice.motion.path) and not held and known.fetched < _FETCHES:
-            taken = self._something_to_take(request)
-            if taken is not None:
+            taken = self.seer.to_take(request)
+            if taken is not None and taken.choices:
                 self._note(request, "an empty hand takes something up first")
                 known.fetched += 1
-                choice = taken
+                choice = taken.choices[0]
         before = sum(count for (_, place), count in known.tried.items() if place == choice.hypothesis)
         known.beside = choice.goal.next_beside(before)
         if before:
@@ -207,12 +208,6 @@ class AnalogyPolicy:
         known.choice, known.cursor = choice, 0
         known.bent = bend(choice.motion.path, target, choice.goal)
         known.goal = known.bent.poses[known.bent.touch]
-
-    def _something_to_take(self, request: PlanRequest) -> Choice | None:
-        """The surest place at which a motion takes something up, whatever the words are; None: it sees none."""
-        asked = [replace(request, instruction=words) for words in self.seer.takes]
-        found = [sight.choices[0] for sight in self.seer.look(asked) if sight.choices and sight.sure]
-        return max(found, key=lambda choice: choice.goal.confidence, default=None)
 
     def _correct(self, known: _Rollout, request: PlanRequest, target: np.ndarray) -> None:
         """Look again, and bend what is left of the path where the place has moved."""

@@ -29,6 +29,8 @@ _OWN_M = 0.08
 """The prediction for a motion's own image is believed wrong where it is off by more, times its confidence."""
 _ALIKE, _SEVERAL, _AGREE_M = 0.75, 3, 0.045
 """Motions with words so alike, so many, that agree so well, tell together how far off the prediction is."""
+_SAID_ALIKE = 0.6
+"""Of demonstrations that take something up, those of which the like is said are one way to ask for something."""
 _SURE_END, _OTHER_WAY_M = 0.5, 0.05
 """Where the end is seen so confidently, and so far from where the motion as it was would end, it leads there."""
 
@@ -75,7 +77,6 @@ class PlaceSeer:
     Attributes:
         motions: the library.
         lookout: (6,) a pose (m, rad) in which the arm hides little: above where motions begin.
-        takes: sentences of the demonstrations that take something up.
 
     Every request is looked at by itself, so that what is seen does not depend, to the bit, on who else is waiting.
     """
@@ -116,17 +117,26 @@ class PlaceSeer:
         lookout = np.concatenate([np.median(starts[:, :3], 0), starts[0, 3:]])
         lookout[2] = starts[:, 2].max()
         self.lookout: np.ndarray | None = lookout
-        self.takes = self._takes()
+        self._taken = self._takes()
         self._low, self._high = everything.min(0) - _REACH_M, everything.max(0) + _REACH_M
 
-    def _takes(self) -> tuple[str, ...]:
-        """Sentences of demonstrations that take something up, of those that say the same one."""
+    def _takes(self) -> list[str]:
+        """Sentences of demonstrations that take something up, of those that say the like one."""
         found: list[Motion] = []
         for one in self.motions:
             if one.embodiment == "robot" and takes(one.path):
-                if all(one.words @ other.words < _ALIKE for other in found):
+                if all(one.words @ other.words < _SAID_ALIKE for other in found):
                     found.append(one)
-        return tuple(one.sentence for one in found)
+        return [one.sentence for one in found]
+
+    def to_take(self, request: PlanRequest) -> Sight | None:
+        """Look for something to take up: as `look`, after the sentence of the demonstration that takes something whose
+        place is seen most surely; None: no demonstration does."""
+        if not self._taken:
+            return None
+        image = request.history[-1].images[self.camera]
+        hands = predict_hands(self.net.vlm, self.text, np.stack([image] * len(self._taken)), self._taken)
+        return self.sight(image, self._taken[int(hands.confidence[:, 0].argmax())], _robot(request))
 
     def look(self, requests: list[PlanRequest]) -> list[Sight]:
         """Return what each request's present image shows."""
@@ -153,18 +163,18 @@ class PlaceSeer:
             ends = self._ends(hand) if number == 0 and float(hands.confidence[0, 1]) >= _SURE_END else None
             reached = np.clip(touches, self._low, self._high)
             inside = (reached == touches).all(1)
-            ways = self._a_pixel(reached)
             terms = self.retriever.terms(words, hands.motion[0], hand, robot, reached, turns)
             ranked = self.retriever.ranked(terms)
             if number == 0 and (shown := self.retriever.shown(terms)) != "robot":
                 notes.append("no motion for these words" if shown is None else "no demonstration: as a hand does it")
             if number == 0 and not inside[ranked[0]]:
                 notes.append("place out of reach")
+            ways = self._a_pixel(reached[ranked])
             for rank, row in enumerate(ranked):
                 named: dict[str, float] = dict(zip(TERMS, map(float, terms[row]), strict=True))
                 named["score"] = float(terms[row] @ self.retriever.weights)
                 end = None if ends is None or not ends[row].any() else reached[row] + ends[row]
-                goal = Goal(reached[row], float(turns[row]), end, shares[number], ways[row])
+                goal = Goal(reached[row], float(turns[row]), end, shares[number], ways[rank])
                 # A place less likely comes after all motions at a likelier one, as far as it is so much less likely.
                 order = np.log(max(shares[number], 1e-6)) - _RANK * rank
                 (within if inside[row] else beyond).append((order, Choice(self.motions[row], goal, named, number)))

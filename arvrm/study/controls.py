@@ -80,11 +80,15 @@ class _Around:
 
     def __init__(self, seer: Any) -> None:
         self.seer = seer
-        self.lookout, self.takes = seer.lookout, seer.takes
+        self.lookout = seer.lookout
         self.map, self.camera = getattr(seer, "map", None), getattr(seer, "camera", "rgb_static")
 
     def look(self, requests: list[PlanRequest]) -> list[Sight]:
         return [self.changed(request, sight) for request, sight in zip(requests, self.seer.look(requests), strict=True)]
+
+    def to_take(self, request: PlanRequest) -> Sight | None:
+        sight = self.seer.to_take(request)
+        return None if sight is None else self.changed(request, sight)
 
     def changed(self, request: PlanRequest, sight: Sight) -> Sight:
         raise NotImplementedError
@@ -161,7 +165,6 @@ class TrueSeer:
     """Knows where the thing of a task is, and carries the task's demonstrations over to there."""
 
     lookout = None
-    takes = ()
 
     def __init__(self, motions: Sequence[Motion], stores: Sequence[str]) -> None:
         self.by_task: dict[str, list[_Known]] = {}
@@ -184,6 +187,9 @@ class TrueSeer:
 
     def look(self, requests: list[PlanRequest]) -> list[Sight]:
         return [self.sight(request) for request in requests]
+
+    def to_take(self, request: PlanRequest) -> Sight | None:
+        return None
 
     def sight(self, request: PlanRequest) -> Sight:
         state, task = request.history[-1].state, self.task_of.get(request.instruction)
