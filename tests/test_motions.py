@@ -88,14 +88,21 @@ def test_a_turn_turns_the_gripper_and_leaves_the_way():
 
 def test_what_was_touched_in_vain_is_touched_beside_on_each_side_in_turn_and_then_further():
     unsure = np.array([[0, 0.01, 0], [0.004, 0, 0]])
-    goal = Goal(np.array([0.1, 0.2, 0.5]), end=np.array([0.3, 0.2, 0.5]), unsure=unsure)
-    ways = [goal.next_beside(tries) for tries in range(6)]
+    goal = Goal(np.array([0.1, 0.2, 0.5]), 0.1, np.array([0.3, 0.2, 0.5]), unsure=unsure, quarter=1.5)
+    ways = [goal.next(tries, False).touch - goal.touch for tries in range(6)]
     expected = [[0, 0, 0], [0, 0.015, 0], [0, -0.015, 0], [0.006, 0, 0], [-0.006, 0, 0], [0, 0.03, 0]]
     np.testing.assert_allclose(ways, expected, atol=1e-12)
-    assert np.linalg.norm(goal.next_beside(40)) <= BESIDE_M + 1e-12
-    moved = goal.beside(ways[1])
-    np.testing.assert_allclose([moved.touch, moved.end], [[0.1, 0.215, 0.5], [0.3, 0.215, 0.5]])
-    assert not Goal(goal.touch).next_beside(3).any()
+    assert np.linalg.norm(goal.next(40, False).touch - goal.touch) <= BESIDE_M + 1e-12
+    np.testing.assert_allclose(goal.next(1, False).end, [0.3, 0.215, 0.5])
+    assert goal.next(1, False).turn == 0.1
+    assert not (Goal(goal.touch).next(3, True).touch - goal.touch).any()
+
+
+def test_what_was_gripped_in_vain_is_gripped_across_before_it_is_gripped_beside():
+    goal = Goal(np.zeros(3), 0.1, unsure=np.array([[0, 0.01, 0], [0.004, 0, 0]]), quarter=-1.5)
+    tries = [goal.next(number, True) for number in range(4)]
+    np.testing.assert_allclose([one.turn for one in tries], [0.1, -1.4, 0.1, -1.4])
+    np.testing.assert_allclose([one.touch[1] for one in tries], [0, 0, 0.015, 0.015])
 
 
 def test_what_a_motion_holds_when_it_comes_and_goes_tells_whether_it_takes_or_puts_down():

@@ -61,6 +61,7 @@ class Goal:
         confidence: 0 to 1, that it is there.
         unsure: (2, 3) ways, m, by which the touch is off where it is seen a pixel beside; the longer one first. None:
             it is not off.
+        quarter: a right angle (rad), signed as the wrist turns it; 0: the gripper cannot be turned.
     """
 
     touch: np.ndarray
@@ -68,18 +69,25 @@ class Goal:
     end: np.ndarray | None = None
     confidence: float = 1.0
     unsure: np.ndarray | None = None
+    quarter: float = 0.0
 
     def beside(self, way: np.ndarray) -> Goal:
         """Return the goal moved by a way (3,)."""
         return replace(self, touch=self.touch + way, end=None if self.end is None else self.end + way)
 
-    def next_beside(self, tries: int) -> np.ndarray:
-        """Return how far (3, m) beside to touch after so many tries there: on each side in turn, and then further."""
+    def next(self, tries: int, grips: bool) -> Goal:
+        """Return where to act after so many tries here: beside, on each side in turn, and then further. What is to be
+        gripped is also gripped across each time, before that."""
+        if grips and self.quarter:
+            tries, across = divmod(tries, 2)
+        else:
+            across = 0
+        turned = replace(self, turn=self.turn + across * self.quarter)
         if tries == 0 or self.unsure is None:
-            return np.zeros(3)
+            return turned
         ring, side = divmod(tries - 1, 4)
         way = (1 + ring) * BESIDE_PX * self.unsure[side // 2] * (1 if side % 2 == 0 else -1)
-        return way * min(1.0, BESIDE_M / max(float(np.linalg.norm(way)), 1e-9))
+        return turned.beside(way * min(1.0, BESIDE_M / max(float(np.linalg.norm(way)), 1e-9)))
 
 
 def path_of(robot: Robot, arrays: Mapping[str, np.ndarray], touch: int, end: int) -> Path:
@@ -169,11 +177,16 @@ def lets_go(path: Path) -> bool:
     return bool(len(comes) and len(then) and (comes < 0).all() and (then > 0).any())
 
 
-def takes(path: Path) -> bool:
-    """Whether the gripper, open as it comes to the touch, closes there and goes up with what it holds."""
+def grips(path: Path) -> bool:
+    """Whether the gripper, open as it comes to the touch, closes there."""
     comes, then = path.gripper[entry_of(path) : max(path.touch - _AROUND, 1)], path.gripper[path.touch + _AROUND :]
+    return bool(len(comes) and len(then) and (comes > 0).all() and then[0] < 0)
+
+
+def takes(path: Path) -> bool:
+    """Whether the gripper grips and goes up with what it holds."""
     raised = path.tcp_end[2] - path.tcp_touch[2] > TAKEN_UP_M
-    return bool(raised and len(comes) and len(then) and (comes > 0).all() and (then < 0).all())
+    return bool(raised and grips(path) and (path.gripper[path.touch + _AROUND :] < 0).all())
 
 
 def straight(start: np.ndarray, pose: np.ndarray, gripper: float) -> Bent:

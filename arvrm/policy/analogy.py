@@ -13,7 +13,7 @@ from arvrm.interface import Drawing, ImagesWanted, Observation, PlanRequest, Pol
 from arvrm.model.checkpoint import load_checkpoint
 from arvrm.model.residual import EXECUTE
 from arvrm.motions.library import load_library
-from arvrm.motions.path import Bent, bend, entry_of, lets_go, straight
+from arvrm.motions.path import Bent, bend, entry_of, grips, lets_go, straight
 from arvrm.motions.plan import Plan, onward, plan_actions
 from arvrm.policy.drawing import drawing_of
 from arvrm.policy.places import Choice, PlaceSeer, Sight
@@ -70,8 +70,8 @@ class _Rollout:
     elsewhere: int = 0
     """How often it went to look from another pose."""
     tried: Counter = field(default_factory=Counter)
-    beside: np.ndarray = field(default_factory=lambda: np.zeros(3))
-    """How far beside the place that is seen it touches, since it touched there in vain."""
+    tries: int = 0
+    """How often it had touched in vain at the place of the present choice."""
     gripper: float = 1.0
     leaving: list[tuple[np.ndarray, float]] = field(default_factory=list)
     """What is left of the motion of the instruction before: the judge does not wait until the hand is off."""
@@ -89,6 +89,11 @@ class _Rollout:
             return []
         rows = slice(self.cursor, self.cursor + LEAVING)
         return list(zip(self.bent.poses[rows], self.bent.gripper[rows].tolist(), strict=True))
+
+
+def again_at(choice: Choice, tries: int) -> Choice:
+    """Return a choice as it is to be done after so many tries at its place."""
+    return replace(choice, goal=choice.goal.next(tries, grips(choice.motion.path)))
 
 
 class AnalogyPolicy:
@@ -200,10 +205,10 @@ class AnalogyPolicy:
                 known.fetched += 1
                 choice = taken.choices[0]
         before = sum(count for (_, place), count in known.tried.items() if place == choice.hypothesis)
-        known.beside = choice.goal.next_beside(before)
+        known.tries = before
         if before:
-            self._note(request, "touches beside the place")
-        choice = replace(choice, goal=choice.goal.beside(known.beside))
+            self._note(request, "touches beside the place, or across")
+        choice = again_at(choice, before)
         known.tried[choice.key] += 1
         known.choice, known.cursor = choice, 0
         known.bent = bend(choice.motion.path, target, choice.goal)
@@ -215,7 +220,7 @@ class AnalogyPolicy:
         sight = self._look(known, request)
         again = next((choice for choice in sight.choices if choice.key == known.choice.key), None)
         if again is not None:
-            again = replace(again, goal=again.goal.beside(known.beside))
+            again = again_at(again, known.tries)
         if again is None or again.goal.confidence < known.choice.goal.confidence - _LESS_SURE:
             return
         if np.linalg.norm(again.goal.touch - known.choice.goal.touch) < _MOVED_M:

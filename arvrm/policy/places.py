@@ -170,11 +170,12 @@ class PlaceSeer:
             if number == 0 and not inside[ranked[0]]:
                 notes.append("place out of reach")
             ways = self._a_pixel(reached[ranked])
+            quarters = np.where(self._yaw + turns > self._middle_yaw, -np.pi / 2, np.pi / 2)
             for rank, row in enumerate(ranked):
                 named: dict[str, float] = dict(zip(TERMS, map(float, terms[row]), strict=True))
                 named["score"] = float(terms[row] @ self.retriever.weights)
                 end = None if ends is None or not ends[row].any() else reached[row] + ends[row]
-                goal = Goal(reached[row], float(turns[row]), end, shares[number], ways[rank])
+                goal = Goal(reached[row], float(turns[row]), end, shares[number], ways[rank], float(quarters[row]))
                 # A place less likely comes after all motions at a likelier one, as far as it is so much less likely.
                 order = np.log(max(shares[number], 1e-6)) - _RANK * rank
                 (within if inside[row] else beyond).append((order, Choice(self.motions[row], goal, named, number)))
