@@ -98,11 +98,12 @@ def test_what_was_touched_in_vain_is_touched_beside_on_each_side_in_turn_and_the
     assert not (Goal(goal.touch).next(3, True).touch - goal.touch).any()
 
 
-def test_what_was_gripped_in_vain_is_gripped_across_before_it_is_gripped_beside():
+def test_what_was_gripped_in_vain_is_gripped_across_each_third_time():
     goal = Goal(np.zeros(3), 0.1, unsure=np.array([[0, 0.01, 0], [0.004, 0, 0]]), quarter=-1.5)
-    tries = [goal.next(number, True) for number in range(4)]
-    np.testing.assert_allclose([one.turn for one in tries], [0.1, -1.4, 0.1, -1.4])
-    np.testing.assert_allclose([one.touch[1] for one in tries], [0, 0, 0.015, 0.015])
+    tries = [goal.next(number, True) for number in range(6)]
+    np.testing.assert_allclose([one.turn for one in tries], [0.1, 0.1, -1.4, 0.1, 0.1, -1.4])
+    np.testing.assert_allclose([one.touch[1] for one in tries], [0, 0.015, 0, -0.015, 0, 0])
+    np.testing.assert_allclose(tries[4].touch[0], 0.006)
 
 
 def test_what_a_motion_holds_when_it_comes_and_goes_tells_whether_it_takes_or_puts_down():

@@ -77,17 +77,17 @@ class Goal:
 
     def next(self, tries: int, grips: bool) -> Goal:
         """Return where to act after so many tries here: beside, on each side in turn, and then further. What is to be
-        gripped is also gripped across each time, before that."""
+        gripped is gripped across each third time, where it was seen."""
         if grips and self.quarter:
-            tries, across = divmod(tries, 2)
-        else:
-            across = 0
-        turned = replace(self, turn=self.turn + across * self.quarter)
+            before, third = divmod(tries, 3)
+            if third == 2:
+                return replace(self, turn=self.turn + self.quarter)
+            tries -= before
         if tries == 0 or self.unsure is None:
-            return turned
+            return self
         ring, side = divmod(tries - 1, 4)
         way = (1 + ring) * BESIDE_PX * self.unsure[side // 2] * (1 if side % 2 == 0 else -1)
-        return turned.beside(way * min(1.0, BESIDE_M / max(float(np.linalg.norm(way)), 1e-9)))
+        return self.beside(way * min(1.0, BESIDE_M / max(float(np.linalg.norm(way)), 1e-9)))
 
 
 def path_of(robot: Robot, arrays: Mapping[str, np.ndarray], touch: int, end: int) -> Path:
