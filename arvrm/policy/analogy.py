@@ -198,18 +198,19 @@ class AnalogyPolicy:
             return
         least = min(known.tried[choice.key] for choice in sight.choices)
         choice = next(choice for choice in sight.choices if known.tried[choice.key] == least)
+        known.tries = sum(count for (_, place), count in known.tried.items() if place == choice.hypothesis)
+        taken = None
         if lets_go(choice.motion.path) and not held and known.fetched < _FETCHES:
             taken = self.seer.to_take(request)
-            if taken is not None and taken.choices:
-                self._note(request, "an empty hand takes something up first")
-                known.fetched += 1
-                choice = taken.choices[0]
-        before = sum(count for (_, place), count in known.tried.items() if place == choice.hypothesis)
-        known.tries = before
-        if before:
+        if taken is not None and taken.choices:
+            self._note(request, "an empty hand takes something up first")
+            choice, known.tries = taken.choices[0], known.fetched
+            known.fetched += 1
+        else:
+            known.tried[choice.key] += 1
+        if known.tries:
             self._note(request, "touches beside the place, or across")
-        choice = again_at(choice, before)
-        known.tried[choice.key] += 1
+        choice = again_at(choice, known.tries)
         known.choice, known.cursor = choice, 0
         known.bent = bend(choice.motion.path, target, choice.goal)
         known.goal = known.bent.poses[known.bent.touch]
