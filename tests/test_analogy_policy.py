@@ -24,10 +24,11 @@ from arvrm.model.residual import EXECUTE, ResidualConfig
 from arvrm.model.text import TextEncoder
 from arvrm.model.words import sentence_words
 from arvrm.motions import Motion, save_library
+from arvrm.motions.camera import project
 from arvrm.motions.path import Goal
 from arvrm.policy import load_policy
 from arvrm.policy.analogy import AnalogyPolicy
-from arvrm.policy.places import Choice, Sight
+from arvrm.policy.places import Choice, PlaceSeer, Sight
 from arvrm.robots.calvin import CALVIN, apply_relative_action
 from arvrm.training import FinetuneConfig, finetune
 from arvrm.training.analogy_stage import AnalogyFitConfig
@@ -282,6 +283,28 @@ def test_an_empty_hand_takes_something_up_before_it_puts_it_down():
     nothing = told(Told(put))
     rolled(nothing, steps=EXECUTE)
     assert nothing._rollouts[0].choice.motion.id == "put" and not nothing.notes(0)
+
+
+def test_ways_of_a_pixel_are_seen_as_one_and_the_longest_comes_first(tmp_path):
+    seer = load_policy(made(tmp_path / "c")).seer
+    place = np.array([[0.1, -0.1, 0.46], [0.0, 0.1, 0.5]])
+    ways = seer._a_pixel(place)
+    moved = project(CAMERA, place[:, None] + 1e-3 * ways) - project(CAMERA, place[:, None])
+    np.testing.assert_allclose(np.linalg.norm(moved, axis=-1), 1e-3, rtol=0.01)
+    assert (np.linalg.norm(ways[:, 0], axis=-1) >= np.linalg.norm(ways[:, 1], axis=-1)).all()
+    assert not ways[..., 2].any()
+
+
+def test_what_can_be_taken_up_is_looked_for_after_the_words_of_a_demonstration_that_takes(tmp_path):
+    policy = load_policy(made(tmp_path / "c"))
+    image = np.zeros((96, 96, 3), np.uint8)
+    state: Any = {"robot_obs": np.zeros(15), "target_pose": np.zeros(6)}
+    request = PlanRequest("stack it", (Observation(state, {"rgb_static": image}),), 0, 0)
+    assert policy.seer.to_take(request) is None
+    motions = policy.seer.motions
+    up = dataclasses.replace(motions[1].path, tcp_end=motions[1].path.tcp_end + [0, 0, 0.1, 0, 0, 0])
+    seer = PlaceSeer(policy.seer.net, [motions[0], dataclasses.replace(motions[1], path=up)])
+    assert seer.to_take(request).choices[0].motion.id == "demo-1"
 
 
 def test_what_it_has_in_mind_can_be_drawn(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from model_batches import human_batch, small
 from safetensors.torch import load_file
-from small_stores import human_episode, human_store, write
+from small_stores import human_episode, human_store, robot_episode, write
 
 from arvrm.config import from_dict, to_dict
 from arvrm.episodes import EpisodeStore
@@ -19,7 +19,9 @@ from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.places import MOTION_SIZE, PIXELS, PlaceNet, modes, predict_hands, said_otherwise
 from arvrm.model.text import TextEncoder
+from arvrm.moments.find import episode_signals
 from arvrm.training import PretrainConfig, pretrain
+from arvrm.training.agreement import PlacesSeen
 from arvrm.training.loop import Trainer
 from arvrm.training.places import place_samples, temperatures
 from arvrm.windows import EpisodeTable, HumanWindows, PlaceSamples, TextTable, WindowConfig, decode_frames
@@ -198,6 +200,29 @@ def test_moments_are_found_again_with_what_places_have_learnt_and_once_only(root
     assert (np.load(tmp_path / "parts" / "moments.npz")["steps"] == held["steps"]).all()
     whole, rest = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(whole[name].equal(rest[name]) for name in whole)
+
+
+def test_steps_are_as_likely_as_places_hold_the_hand_or_the_gripper_there(tmp_path, monkeypatch):
+    robot = robot_episode("r", steps=25)
+    robot.arrays["robot_obs"][:, 0] = np.linspace(-1, 1, 25)
+    store = write(tmp_path / "both", [human_episode("h", steps=25, size=96), robot])
+    net = PlaceNet(SMALL_PLACES, small().text).eval()
+    camera = np.array([[40.0, 0, 0, 48], [0, 40.0, 0, 48], [0, 0, 0, 1]])
+    seen, side = PlacesSeen(net, TextEncoder(), camera), 24
+    keypoints = store.arrays("h", ["keypoints"])["keypoints"]
+    for name, where in (("h", keypoints[10, (4, 8), :2].mean(0)), ("r", np.array([48.0 + 40 * (-1 + 10 / 12), 48]))):
+        cell = ((((where / 48) - 1) / net.reach + 1) * side / 2).astype(int)
+        likely = np.zeros((2, side, side))
+        likely[0, cell[1], cell[0]] = 500.0
+        monkeypatch.setattr(PlacesSeen, "_likely", lambda self, store, header, likely=likely: likely)
+        signals = episode_signals(store, store.header(name))
+        logs = seen(store, store.header(name), signals)
+        best = signals.rows[logs[0] == logs[0].max()]
+        assert 10 in best and len(best) < 12
+        assert np.ptp(logs[1]) == 0 and np.exp(logs[0].max() - logs[0].min()) == pytest.approx(51)
+    blind = PlacesSeen(net, TextEncoder())
+    assert blind(store, store.header("r"), episode_signals(store, store.header("r"))) is None
+    assert blind.identity != seen.identity
 
 
 def test_predicted_hands_are_of_one_hypothesis_and_probabilities():
