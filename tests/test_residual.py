@@ -100,7 +100,7 @@ def fitted(tmp_path, monkeypatch):
         net = load_checkpoint(folder, kind="analogy").model
         torch.nn.init.zeros_(net.residual.head[-1].weight)
         own = {row: motions[row] for row in range(5)}
-        return Fitted(net, list(own.values()), own, np.arange(5), np.arange(5, 7), {"motions": 5.0})
+        return Fitted(net, list(own.values()), own, np.arange(5), np.arange(5, 7), {"motions": 5.0}, None)
 
     Seer.made.clear()
     monkeypatch.setattr(residual_stage, "PlaceSeer", Seer)

@@ -24,6 +24,8 @@ SURE_TURN = 0.5
 """A turn that is told less surely (the length of `PredictedHands.turn`) tells none."""
 _TURNED_RAD, _TURNED = 0.1, 8
 """Grippers turned so far, and so many of them, tell how well hands tell a yaw."""
+_FEW = 0.02
+"""How much the rows' entropy costs beside L_AR: of keypoints that move alike those are taken that say it best."""
 _OUTLIER_M = 0.015
 """A place so far off (m) counts no more than that."""
 
@@ -178,9 +180,11 @@ def _fit_position(
     rows = torch.tensor(logits, requires_grad=True)
     optimizer = torch.optim.Adam([rows], _RATE)
     for _ in range(_UPDATES):
-        metres = torch.einsum("nrc,rk,nkc->nr", ways, rows.softmax(-1), off)
+        shares = rows.softmax(-1)
+        metres = torch.einsum("nrc,rk,nkc->nr", ways, shares, off)
         error = (metres / _OUTLIER_M).square()
-        loss = (share[:, None] * error / (1 + error)).sum()
+        spread = -(shares * torch.log_softmax(rows, -1)).sum(-1).mean()
+        loss = (share[:, None] * error / (1 + error)).sum() + _FEW * spread
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
