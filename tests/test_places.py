@@ -58,18 +58,24 @@ def test_the_next_poses_are_the_same_to_the_bit_with_places_and_without():
     assert losses[0]["loss"] != losses[1]["loss"]
 
 
+def learnt_by_heart(config, batch, updates):
+    """What places predict for a batch after so many updates of it alone."""
+    net = PlaceNet(config, small().text).train()
+    optimizer = torch.optim.AdamW(net.parameters(), 4e-3)
+    for _ in range(updates):
+        optimizer.zero_grad()
+        sum(net.losses(batch).values()).backward()
+        optimizer.step()
+    return net.eval().predict(batch["image"], net.text(batch["text"], batch["text_mask"]))
+
+
 def test_a_few_updates_find_the_places_of_a_few_images():
     torch.manual_seed(0)
     config = dataclasses.replace(
         SMALL_PLACES, occluders=0.0, colour_jitter=0.0, word_dropout=0.0, shift=0.0, scale=0.0, turn=0.0
     )
-    net, batch = PlaceNet(config, small().text).train(), place_batch(4)
-    optimizer = torch.optim.AdamW(net.parameters(), 4e-3)
-    for _ in range(80):
-        optimizer.zero_grad()
-        sum(net.losses(batch).values()).backward()
-        optimizer.step()
-    found = net.eval().predict(batch["image"], net.text(batch["text"], batch["text_mask"]))
+    batch = place_batch(4)
+    found = learnt_by_heart(config, batch, 80)
     acting = found["keypoints"][:, :, (4, 8)].mean(2)
     true = (batch["points"][:, :, (4, 8), :2].mean(2) + 1) * PIXELS / 2
     assert (acting - true).norm(dim=-1).median() < 2
@@ -128,13 +134,7 @@ def test_a_place_may_lie_beyond_the_edge_of_the_image():
     batch = place_batch(4)
     batch["points"][..., :2] = 0.05 * batch["points"][..., :2] + torch.tensor([0.3, 1.1])
     still = {"occluders": 0.0, "colour_jitter": 0.0, "word_dropout": 0.0, "shift": 0.0, "scale": 0.0, "turn": 0.0}
-    net = PlaceNet(dataclasses.replace(SMALL_PLACES, **still), small().text).train()
-    optimizer = torch.optim.AdamW(net.parameters(), 4e-3)
-    for _ in range(60):
-        optimizer.zero_grad()
-        sum(net.losses(batch).values()).backward()
-        optimizer.step()
-    found = net.eval().predict(batch["image"], net.text(batch["text"], batch["text_mask"]))
+    found = learnt_by_heart(dataclasses.replace(SMALL_PLACES, **still), batch, 60)
     acting, true = (points[..., (4, 8), :2].mean(2) for points in (found["keypoints"], batch["points"]))
     assert (acting - (true + 1) * PIXELS / 2).norm(dim=-1).max() < 2 and acting[..., 1].min() > 97
     assert found["heat"].shape == (4, 2, 16, 16) and found["heat"].sum((2, 3)).max() < 0.5
