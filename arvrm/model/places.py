@@ -247,8 +247,8 @@ class PlaceNet(nn.Module):
         """
         device = self.temperature.device
         own = self.text(*(one.to(device) for one in encoder.tokens(sentences)))
-        known = list(self.config.known)
-        new = torch.tensor([sentence not in set(known) for sentence in sentences])
+        known, heard = list(self.config.known), set(self.config.known)
+        new = torch.tensor([sentence not in heard for sentence in sentences])
         if not known or not new.any():
             return own
         if self._known is None or self._known[0].device != device:
