@@ -173,14 +173,18 @@ def bend(path: Path, start: np.ndarray, goal: Goal, begin: int | None = None) ->
 
 def lets_go(path: Path) -> bool:
     """Whether the gripper, closed as it comes to the touch, opens there: it puts down what it holds."""
-    comes, then = path.gripper[entry_of(path) : max(path.touch - _AROUND, 1)], path.gripper[path.touch :][: 2 * _AROUND]
-    return bool(len(comes) and len(then) and (comes < 0).all() and (then > 0).any())
+    return _comes(path, -1.0) and bool((path.gripper[path.touch :][: 2 * _AROUND] > 0).any())
 
 
 def grips(path: Path) -> bool:
     """Whether the gripper, open as it comes to the touch, closes there."""
-    comes, then = path.gripper[entry_of(path) : max(path.touch - _AROUND, 1)], path.gripper[path.touch + _AROUND :]
-    return bool(len(comes) and len(then) and (comes > 0).all() and then[0] < 0)
+    return _comes(path, 1.0) and bool((path.gripper[path.touch + _AROUND :][:1] < 0).any())
+
+
+def _comes(path: Path, command: float) -> bool:
+    """Whether the gripper has a command (-1 or 1) on all of its last approach to the touch."""
+    coming = path.gripper[entry_of(path) : max(path.touch - _AROUND, 1)]
+    return len(coming) > 0 and bool((coming * command > 0).all())
 
 
 def takes(path: Path) -> bool:

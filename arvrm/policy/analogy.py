@@ -220,9 +220,10 @@ class AnalogyPolicy:
         assert known.choice is not None and known.bent is not None
         sight = self._look(known, request)
         again = next((choice for choice in sight.choices if choice.key == known.choice.key), None)
-        if again is not None:
-            again = again_at(again, known.tries)
-        if again is None or again.goal.confidence < known.choice.goal.confidence - _LESS_SURE:
+        if again is None:
+            return
+        again = again_at(again, known.tries)
+        if again.goal.confidence < known.choice.goal.confidence - _LESS_SURE:
             return
         if np.linalg.norm(again.goal.touch - known.choice.goal.touch) < _MOVED_M:
             return

@@ -22,7 +22,6 @@ from arvrm.model.text import TextEncoder
 from arvrm.moments import Moments, moments_of_store
 from arvrm.moments.signals import Signals
 from arvrm.motions.camera import project
-from arvrm.training.log import progress_bar
 from arvrm.windows import HAND_KEYPOINTS, choose_hand, store_fingerprint
 
 _ANYWHERE = 10.0
@@ -88,7 +87,7 @@ class PlacesSeen:
 
 
 def moments_agreed(
-    stores: Sequence[EpisodeStore], seen: PlacesSeen | None, cache: str | None, progress: bool = False
+    stores: Sequence[EpisodeStore], seen: PlacesSeen | None, cache: str | None
 ) -> list[dict[str, Moments]]:
     """Find the moments of all episodes of stores.
 
@@ -96,10 +95,6 @@ def moments_agreed(
         seen: what places say of them; None: they are not asked.
         cache: folder that keeps the moments, shared by runs; None: they are found anew.
     """
-    found = []
-    with progress_bar("moments", len(stores), progress and seen is not None) as bar:
-        for store in stores:
-            name = f"moments-{store_fingerprint(store)[:32]}{'' if seen is None else '-' + seen.identity}.json"
-            found.append(moments_of_store(store, cache and Path(cache) / name, seen))
-            bar.update(1)
-    return found
+    by = "" if seen is None or cache is None else f"-{seen.identity}"
+    files = [cache and Path(cache) / f"moments-{store_fingerprint(store)[:32]}{by}.json" for store in stores]
+    return [moments_of_store(store, file, seen) for store, file in zip(stores, files, strict=True)]
