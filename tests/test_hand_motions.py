@@ -12,17 +12,20 @@ from small_stores import human_episode, robot_store
 from test_motions import CAMERA
 
 from arvrm.cli.explain import ExplainConfig, explain
-from arvrm.episodes import EpisodeWriter
+from arvrm.episodes import EpisodeStore, EpisodeWriter
 from arvrm.hands.skeleton import TIPS
 from arvrm.model.checkpoint import load_checkpoint, save_checkpoint
 from arvrm.model.config import ModelConfig, PlacesConfig
 from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.metadata import CheckpointMetadata
+from arvrm.model.text import TextEncoder
+from arvrm.moments import episode_moments
 from arvrm.motions import Carrier, HandMap, Motion, Path, RetrieveConfig, Retriever, Track, fit_opening
 from arvrm.motions.camera import project
 from arvrm.motions.deeds import alike, deed_of_hand, deed_of_path
 from arvrm.policy import load_policy
 from arvrm.training import FinetuneConfig, finetune
+from arvrm.training.agreement import PlacesSeen
 from arvrm.training.analogy_stage import AnalogyFitConfig
 from arvrm.training.data import DataConfig
 from arvrm.training.motions import believed
@@ -212,6 +215,9 @@ def test_finetune_carries_clips_over_and_the_policy_says_when_it_follows_a_hand(
     sight = policy.seer.sight(np.zeros((96, 96, 3), np.uint8), "wave at everybody", np.zeros(7))
     assert "no demonstration: as a hand does it" in sight.notes
     assert {one.motion.embodiment for one in sight.choices} == {"human"}
+    clips = EpisodeStore(tmp_path / "clips")
+    seen = PlacesSeen(policy.seer.net.vlm.places, TextEncoder(), CAMERA)
+    assert all(one.touched == episode_moments(clips, one.id, expected=seen).touch for one in hands)
     page = explain(
         ExplainConfig(
             str(result.folder), "wave at everybody", str(tmp_path / "a.html"), store=str(tmp_path / "clips"),

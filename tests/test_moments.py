@@ -13,7 +13,7 @@ import torch
 from small_stores import human_episode, robot_episode, write
 
 from arvrm.episodes import EpisodeStore
-from arvrm.moments import episode_moments, hand_signals
+from arvrm.moments import episode_moments, find, hand_signals
 from arvrm.moments.find import found_in
 from arvrm.moments.fit import examples_of, fit
 from arvrm.moments.judged import judge, table
@@ -280,6 +280,24 @@ def arvrm(*arguments):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, "-m", "arvrm", *map(str, arguments)], capture_output=True, text=True,
                           env=environment)  # fmt: skip
+
+
+def test_moments_asked_for_once_are_kept_and_others_found_when_asked_for(clips, tmp_path, monkeypatch):
+    cache, asked = tmp_path / "moments.json", []
+    whole = find.moments_of_store(clips)
+
+    def counted(store, id, *more):
+        asked.append(id)
+        return episode_moments(store, id, *more)
+
+    monkeypatch.setattr(find, "episode_moments", counted)
+    some = list(clips.ids[1:3])
+    assert find.moments_of_store(clips, cache, ids=some) == {id: whole[id] for id in some} and asked == some
+    assert find.moments_of_store(clips, cache, ids=clips.ids[2:4]) == {id: whole[id] for id in clips.ids[2:4]}
+    assert find.moments_of_store(clips, cache) == whole and sorted(asked) == sorted(clips.ids)
+    cache.write_text(cache.read_text()[:40])
+    assert find.moments_of_store(clips, cache, ids=some) == {id: whole[id] for id in some}
+    assert asked[-2:] == some, "what is damaged is found anew"
 
 
 def test_the_verb_writes_moments_a_table_and_pictures(clips, tmp_path):

@@ -188,9 +188,11 @@ def library(count: int = 3) -> list[Motion]:
 
 
 def test_a_library_comes_back_from_its_files_as_it_was(tmp_path):
-    motions = library()
+    first, *others = library()
+    motions = [replace(first, touched=17), *others]
     identity = save_library(tmp_path, motions)
     found = load_library(tmp_path, identity)
+    assert [one.touched for one in found] == [17, None, None]
     assert [one.id for one in found] == ["demo-0", "demo-1", "demo-2"]
     for old, new in zip(motions, found, strict=True):
         assert np.array_equal(old.path.poses, new.path.poses) and np.array_equal(old.hand, new.hand)

@@ -202,6 +202,27 @@ def test_moments_are_found_again_with_what_places_have_learnt_and_once_only(root
     assert all(whole[name].equal(rest[name]) for name in whole)
 
 
+@pytest.mark.parametrize("damage", ["cut", "other clips", "no numbers"])
+def test_kept_moments_that_are_damaged_are_refused_in_one_line(root, tmp_path, damage):
+    config = dataclasses.replace(configuration(root, tmp_path / "run"), moments_again=1)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpoint_every=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_stop_if_told", interrupted_at(2))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, progress=False)
+    file = tmp_path / "run" / "moments.npz"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:100])
+    else:
+        steps = np.zeros((3, 2), int) if damage == "other clips" else np.array([[None, None]] * 8)
+        np.savez(file, steps=steps, sure=np.zeros((len(steps), 2), np.float32))
+    with pytest.raises(UserError, match=r"run/moments\.npz: .*; delete it, and places as they are then find them anew"):
+        pretrain(dataclasses.replace(config, resume=True), progress=False)
+    file.unlink()
+    pretrain(dataclasses.replace(config, resume=True), progress=False)
+    assert file.is_file()
+
+
 def test_steps_are_as_likely_as_places_hold_the_hand_or_the_gripper_there(tmp_path, monkeypatch):
     robot = robot_episode("r", steps=25)
     robot.arrays["robot_obs"][:, 0] = np.linspace(-1, 1, 25)

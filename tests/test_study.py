@@ -56,9 +56,9 @@ def test_every_packaged_row_is_made_of_the_verbs_own_settings():
 
 def test_a_study_stopped_early_has_whole_rows():
     settings = dataclasses.replace(load_settings(None))
-    config = StudyConfig(demonstrations=("0", "5", "all"), scenes=("builtin", "layouts"), seeds=(4, 9))
+    config = StudyConfig(demonstrations=("1", "5", "all"), scenes=("builtin", "layouts"), seeds=(4, 9))
     cells = list(cells_of(config, settings))
-    few = [name for name, row in settings.rows.items() if row.least > 0]
+    few = [name for name, row in settings.rows.items() if row.least > 1]
     assert len(cells) == 12 * len(settings.rows) - 4 * len(few) and "residual" in few
     assert all(cell.demonstrations in ("5", "all") for cell in cells if cell.row in few)
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
@@ -67,6 +67,14 @@ def test_a_study_stopped_early_has_whole_rows():
         list(cells_of(StudyConfig(rows=("placs",)), settings))
     with pytest.raises(ValueError, match="demonstrations: 'five'"):
         StudyConfig(demonstrations=("five",))
+    with pytest.raises(ValueError, match="demonstrations: '0' .* never-demonstrated say what hands alone show"):
+        StudyConfig(demonstrations=("0",))
+
+
+def test_every_task_is_one_that_some_row_never_demonstrates():
+    rows = load_settings(None).rows
+    left = [rows[name].leave_out for name in ("never-demonstrated", *(f"never-demonstrated-{n}" for n in (2, 3, 4)))]
+    assert sorted(task for tasks in left for task in tasks) == sorted(TASKS)
 
 
 def test_interval_counts_seeds_not_only_chains():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -138,26 +139,31 @@ def episode_moments(
 
 
 def moments_of_store(
-    store: EpisodeStore, cache: str | Path | None = None, expected: Expected | None = None
+    store: EpisodeStore,
+    cache: str | Path | None = None,
+    expected: Expected | None = None,
+    ids: Iterable[str] | None = None,
 ) -> dict[str, Moments]:
-    """Find the moments of all episodes.
+    """Find the moments of episodes.
 
     Args:
-        cache: a JSON file that keeps them; made anew where it is of another store, scorer or version, or damaged. Its
-            name must tell by what is `expected`.
+        cache: a JSON file that keeps what was found; begun anew where it is of another store, scorer or version, or
+            damaged. Its name must tell by what is `expected`.
+        ids: of those asked for; None: all.
 
     Raises:
         UserError: an unknown robot, a damaged record, or the cache cannot be written.
     """
     headers = list(store.headers())
     key = _cache_key(headers)
-    if cache is not None and (known := _cached(Path(cache), key)) is not None:
-        return known
-    found = {header.id: episode_moments(store, header.id, None, expected) for header in headers}
-    if cache is not None:
+    known = {} if cache is None else _cached(Path(cache), key)
+    wanted = [header.id for header in headers] if ids is None else list(ids)
+    new = {id: episode_moments(store, id, None, expected) for id in wanted if id not in known}
+    known |= new
+    if cache is not None and new:
         Path(cache).parent.mkdir(parents=True, exist_ok=True)
-        write_json(cache, {"key": key, "moments": {id: list(astuple(one)) for id, one in found.items()}}, indent=None)
-    return found
+        write_json(cache, {"key": key, "moments": {id: list(astuple(one)) for id, one in known.items()}}, indent=None)
+    return {id: known[id] for id in wanted}
 
 
 def _cache_key(headers: list[EpisodeHeader]) -> str:
@@ -172,11 +178,11 @@ def _cache_key(headers: list[EpisodeHeader]) -> str:
     return f"{said.hexdigest()[:32]}-{FORMAT}"
 
 
-def _cached(file: Path, key: str) -> dict[str, Moments] | None:
+def _cached(file: Path, key: str) -> dict[str, Moments]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["key"] == key:
             return {id: Moments(*values) for id, values in content["moments"].items()}
     except (OSError, ValueError, TypeError, KeyError):
         pass
-    return None
+    return {}

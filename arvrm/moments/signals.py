@@ -47,6 +47,11 @@ class Signals:
     rows: np.ndarray
     seen: np.ndarray
 
+    @property
+    def of_hand(self) -> bool:
+        """Whether `place` is in an image, a hand's; else it is a robot's."""
+        return self.place.shape[1] == 2
+
 
 def hand_signals(
     keypoints: np.ndarray,

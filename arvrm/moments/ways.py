@@ -37,12 +37,11 @@ def after_grasp(signals: Signals) -> np.ndarray:
     late = np.zeros(count, bool)
     if count < 2 * _SPAN or not np.isfinite(opening).all():
         return late
-    robot = signals.place.shape[1] != 2
-    enough = 0.5 if robot else 0.12
+    enough = 0.12 if signals.of_hand else 0.5
     for step in range(6, count - _SPAN):
         fell = opening[step - 6] - opening[step + 3] >= enough
         # A robot's fingers that close on nothing hold nothing; how far a hand's are then, nobody knows.
-        holds = not robot or opening[step + 3 : step + 9].min() >= _EMPTY
+        holds = signals.of_hand or opening[step + 3 : step + 9].min() >= _EMPTY
         if fell and holds and float(np.median(speed[step - 6 : step + 4])) <= _STANDS:
             while step + 2 < count and opening[step + 1] < opening[step] - 0.01:
                 step += 1
@@ -146,7 +145,7 @@ def combined(signals: Signals) -> int:
 
 
 def _speed(signals: Signals) -> np.ndarray:
-    place = signals.place if signals.place.shape[1] == 2 else _PIXELS * signals.place[:, :3]
+    place = signals.place if signals.of_hand else _PIXELS * signals.place[:, :3]
     step = np.linalg.norm(np.diff(place, axis=0), axis=1)
     step = np.append(step, step[-1:])
     return np.convolve(np.pad(step, 1, mode="edge"), np.ones(3) / 3, mode="valid") if len(step) else step

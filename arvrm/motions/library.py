@@ -39,6 +39,7 @@ class Motion:
         motion: (D,) what that hand does around the touch (`model.places.PredictedHands.motion`).
         turn: (2,) how the line from thumb tip to index tip lies (`model.places.PredictedHands.turn`).
         words: (E,) what its sentence means to retrieval, of unit length.
+        touched: the episode's own step of the touch (the path may have other steps); None: of a library of before.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Motion:
     turn: np.ndarray
     words: np.ndarray
     by: str = ""
+    touched: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class _Entry:
     embodiment: Literal["robot", "human"]
     sentence: str
     by: str = ""
+    touched: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class _File:
 def save_library(folder: Path, motions: Sequence[Motion]) -> str:
     """Write the two files into a folder; return what identifies them (SHA-256 of motions.json, hex)."""
     save_weights(folder / NUMBERS, _tensors(motions))
-    entries = [to_dict(_Entry(one.id, one.embodiment, one.sentence, one.by)) for one in motions]
+    entries = [to_dict(_Entry(one.id, one.embodiment, one.sentence, one.by, one.touched)) for one in motions]
     values = {"format": FORMAT, "sha256": _hash(folder / NUMBERS), "motions": entries}
     write_json(folder / WORDS, values, sort_keys=True)
     return _hash(folder / WORDS)
@@ -114,7 +117,9 @@ def load_library(folder: str | Path, identity: str) -> list[Motion]:
         )
         names = ("start", "hand", "confidence", "motion", "turn", "words")
         numbers = (held[name][row] for name in names)
-        found.append(Motion(entry.id, entry.embodiment, entry.sentence, path, *numbers, by=entry.by))
+        found.append(
+            Motion(entry.id, entry.embodiment, entry.sentence, path, *numbers, by=entry.by, touched=entry.touched)
+        )
     return found
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from arvrm.episodes import EpisodeStore
+from arvrm.episodes import EpisodeHeader, EpisodeStore
 from arvrm.files import HTML, claimed, replacing
 from arvrm.films import draw_over
 from arvrm.interface import KEYPOINTS, Stroke, UserError
@@ -150,13 +150,22 @@ def _demonstration(metadata: CheckpointMetadata, motion: Motion) -> tuple[list[t
         if motion.id not in store:
             continue
         header = store.header(motion.id)
-        # The path of a hand's motion has rows of its own.
-        touch = motion.path.touch if motion.embodiment == "robot" else episode_moments(store, motion.id).touch
-        rows = [0, header.frame_at(touch)]
+        rows = [0, header.frame_at(_touched(store, header, [motion]))]
         first, acting = store.frames(motion.id, next(iter(header.cameras)), rows)
         own = draw_over(first, skeleton(motion.hand[0]))
         return [("its first image, with the hand that is predicted there", own), ("at its touch", acting)], ""
     return [], f"The store that {motion.id} came from is not here any more."
+
+
+def _touched(store: EpisodeStore, header: EpisodeHeader, motions: Sequence[Motion]) -> int:
+    """The step of an episode's touch, as a library knows it if it does."""
+    for motion in motions:
+        if motion.id == header.id:
+            if motion.touched is not None:
+                return motion.touched
+            if motion.embodiment == "robot":  # a path of a hand has steps of its own
+                return motion.path.touch
+    return episode_moments(store, header.id).touch
 
 
 def _clip(
@@ -182,7 +191,7 @@ def _clip(
         own = predict_hands(seer.net.vlm, seer.text, firsts, [header.instruction for header in best])
         apart = np.linalg.norm(own.acting[:, 0] - hands.acting[0, 0], axis=1)
         header = best[int(apart.argmin())]
-        row = header.frame_at(episode_moments(store, header.id).touch)
+        row = header.frame_at(_touched(store, header, seer.motions))
         frame = store.frames(header.id, next(iter(header.cameras)), [row])[0]
         return [(f"a clip of a hand that learning began with, at its touch: “{header.instruction}”", frame)], ""
     return [], gone

@@ -107,7 +107,8 @@ class StudyConfig:
     Attributes:
         output: folder for everything.
         rows: names of the settings' rows; empty: all.
-        demonstrations: a task: a number, or "all"; 0: none, only hands.
+        demonstrations: a task: a number, or "all". m needs some: what hands alone show is measured by rows that leave
+            tasks out.
         tasks: names of the settings' sets of tasks.
         scenes: of builtin (D), official (D), layouts (20 of D's kind).
         seeds: of the demonstrations chosen and of weights.
@@ -135,8 +136,11 @@ class StudyConfig:
     def __post_init__(self) -> None:
         check_bounds(self)
         for count in self.demonstrations:
-            if count != "all" and not (count.isdecimal() and len(count) < 6):
-                raise ValueError(f"demonstrations: {count!r} is no number of demonstrations a task; give 5, or all")
+            if count != "all" and not (count.isdecimal() and len(count) < 6 and int(count)):
+                raise ValueError(
+                    f"demonstrations: {count!r} is no number of demonstrations a task; give 1 or more, or all "
+                    "(rows such as never-demonstrated say what hands alone show)"
+                )
         for scene in self.scenes:
             if scene not in SCENES:
                 raise ValueError(f"scenes: {scene!r} is unknown{nearest(scene, SCENES)}; use {', '.join(SCENES)}")

@@ -22,7 +22,7 @@ from arvrm.model.text import TextEncoder
 from arvrm.moments import Moments, moments_of_store
 from arvrm.moments.signals import Signals
 from arvrm.motions.camera import project
-from arvrm.windows import HAND_KEYPOINTS, choose_hand, store_fingerprint
+from arvrm.windows import HAND_KEYPOINTS, EpisodeTable, choose_hand, store_fingerprint
 
 _ANYWHERE = 10.0
 """How often as likely as by chance it is anywhere, whatever is predicted: a prediction may be wrong."""
@@ -87,14 +87,21 @@ class PlacesSeen:
 
 
 def moments_agreed(
-    stores: Sequence[EpisodeStore], seen: PlacesSeen | None, cache: str | None
-) -> list[dict[str, Moments]]:
-    """Find the moments of all episodes of stores.
+    table: EpisodeTable, rows: Sequence[int] | np.ndarray, seen: PlacesSeen | None, cache: str | None
+) -> list[Moments]:
+    """Find the moments of episodes of a table.
 
     Args:
-        seen: what places say of them; None: they are not asked.
+        rows: the episodes.
+        seen: what places say of their moments; None: they are not asked.
         cache: folder that keeps the moments, shared by runs; None: they are found anew.
     """
     by = "" if seen is None or cache is None else f"-{seen.identity}"
-    files = [cache and Path(cache) / f"moments-{store_fingerprint(store)[:32]}{by}.json" for store in stores]
-    return [moments_of_store(store, file, seen) for store, file in zip(stores, files, strict=True)]
+    names: list[list[str]] = [[] for _ in table.stores]
+    for row in rows:
+        names[table.store[row]].append(str(table.ids[row]))
+    found = []
+    for store, ids in zip(table.stores, names, strict=True):
+        file = cache and Path(cache) / f"moments-{store_fingerprint(store)[:32]}{by}.json"
+        found.append(moments_of_store(store, file, seen, ids))
+    return [found[table.store[row]][str(table.ids[row])] for row in rows]

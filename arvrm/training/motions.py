@@ -38,9 +38,8 @@ def touching(
     table: EpisodeTable, episodes: Sequence[int] | np.ndarray, cache: str | None, seen: PlacesSeen | None = None
 ) -> list[Found]:
     """Return the episodes that touch something; `cache` and `seen` as in `moments_agreed`."""
-    known = moments_agreed(table.stores, seen, cache)
-    found = [Found(int(row), known[table.store[row]][str(table.ids[row])]) for row in episodes]
-    return [one for one in found if one.moments.touch_confidence > 0]
+    known = moments_agreed(table, episodes, seen, cache)
+    return [Found(int(row), one) for row, one in zip(episodes, known, strict=True) if one.touch_confidence > 0]
 
 
 def robot_motions(
@@ -63,7 +62,9 @@ def robot_motions(
             start = np.asarray(arrays["robot_obs"][0, :7], np.float64)
             sentence = store.header(name).instruction
             image = store.frames(name, net.robot.cameras[0].name, [0])
-            made[one.row] = Motion(name, "robot", sentence, path, start, **eyes.expects(image, sentence))
+            made[one.row] = Motion(
+                name, "robot", sentence, path, start, **eyes.expects(image, sentence), touched=one.moments.touch
+            )
             bar.update(1)
     return made
 
@@ -100,16 +101,17 @@ def clip_motions(
             pixels = np.asarray(points[rows, :, :2], np.float64) * (PIXELS / np.array([width, height]))
             touch, end = (int(np.abs(rows - row).argmin()) for row in (one.moments.touch, one.moments.end))
             expects = eyes.expects(store.frames(name, camera, [0]), header.instruction)
-            watched.append((name, header.instruction, Track(pixels, touch, end, expects["words"]), expects))
+            track = Track(pixels, touch, end, expects["words"])
+            watched.append((name, header.instruction, track, expects, one.moments.touch))
             bar.update(1)
     if not watched:
         return []
-    share = np.median(np.concatenate([opening_shares(track, expects["motion"]) for *_, track, expects in watched]))
+    share = np.median(np.concatenate([opening_shares(track, expects["motion"]) for _, _, track, expects, _ in watched]))
     carrier, start = Carrier(fitted, robots, float(share)), np.median([one.start for one in robots], 0)
     made = []
-    for name, sentence, track, expects in watched:
+    for name, sentence, track, expects, touched in watched:
         path, by = carrier.carried(track)
-        made.append(Motion(name, "human", sentence, path, start, **expects, by=by))
+        made.append(Motion(name, "human", sentence, path, start, **expects, by=by, touched=touched))
     return made
 
 

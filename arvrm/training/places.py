@@ -24,12 +24,9 @@ def moments_of(
     Args:
         cache, seen: as in `moments_agreed`.
     """
-    steps, sure = np.zeros((len(table), 2), np.int64), np.zeros((len(table), 2), np.float32)
-    found = moments_agreed(table.stores, seen, cache)
-    for episode, (identity, number) in enumerate(zip(table.ids, table.store, strict=True)):
-        one = found[number][identity]
-        steps[episode] = one.touch, one.end
-        sure[episode] = one.touch_confidence, one.end_confidence
+    found = moments_agreed(table, range(len(table)), seen, cache)
+    steps = np.array([(one.touch, one.end) for one in found], np.int64).reshape(-1, 2)
+    sure = np.array([(one.touch_confidence, one.end_confidence) for one in found], np.float32).reshape(-1, 2)
     return steps, sure
 
 

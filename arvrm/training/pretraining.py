@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from arvrm.training.runs import begin_run, metadata_of, reserved, saver
 from arvrm.training.threads import threads_of
 from arvrm.windows import HUMAN_CAMERA, EpisodeTable, HumanWindows, WindowConfig
 
+_FIND_ANEW = "delete it, and places as they are then find them anew"
 _SENTENCES = 2000
 """That places know by heart, at most."""
 
@@ -137,15 +139,28 @@ def _moments_again(
     """Return the moments of a table's clips as `training.places.moments_of` does, with what places have learnt.
 
     They are kept in the run's folder: a run that goes on later has learnt more since, and must not find others.
+
+    Raises:
+        UserError: what is kept there is damaged or of other clips.
     """
     file = folder / "moments.npz"
     if file.is_file():
-        held = np.load(file, allow_pickle=False)
-        return held["steps"], held["sure"]
+        return _kept_moments(file, len(table))
     steps, sure = moments_of(table, None, PlacesSeen(net, encoder))
     if processes.is_main():
         with replacing(file) as partial, open(partial, "wb") as writable:
             np.savez(writable, steps=steps, sure=sure)
+    return steps, sure
+
+
+def _kept_moments(file: Path, clips: int) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as held:
+            steps, sure = held["steps"], held["sure"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file}: is damaged ({error}); {_FIND_ANEW}") from error
+    if steps.shape != (clips, 2) or sure.shape != (clips, 2) or steps.dtype.kind != "i" or sure.dtype.kind != "f":
+        raise UserError(f"{file}: holds no moments of {clips} clips; {_FIND_ANEW}")
     return steps, sure
 
 
