@@ -5,9 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_analogy_policy import made
+from test_policy import make_policy, request
 
 import arvrm.training.threads as threads
 from arvrm.interface import UserError
+from arvrm.policy import policy_factory
 from arvrm.training import DataConfig, PretrainConfig, TrainConfig
 from arvrm.training.threads import candidates, fastest, measured, threads_of, using_threads
 
@@ -52,6 +55,19 @@ def test_numbers_take_turns_and_the_thread_count_comes_back():
     seen = []
     times = measured(2, lambda: seen.append(torch.get_num_threads()))
     assert seen[:4] == [2, 1, 2, 1] and set(times) == {1, 2} and torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("kind", ["analogy", "learned"])
+def test_a_policy_plans_with_its_own_threads_and_leaves_the_process_its_number(tmp_path, monkeypatch, kind):
+    folder = made(tmp_path / "c") if kind == "analogy" else make_policy(tmp_path / "c")
+    factory, _ = policy_factory(folder, threads=1)
+    policy = factory()
+    assert torch.get_num_threads() == 2, "loading leaves it as it was"
+    seen = []
+    name = "_answer" if kind == "analogy" else "_plan"
+    monkeypatch.setattr(policy, name, lambda asked: seen.append(torch.get_num_threads()))
+    policy.plan([request()])
+    assert seen == [1] and torch.get_num_threads() == 2, "training that follows in the same process has all cores"
 
 
 def test_trying_changes_no_random_numbers():

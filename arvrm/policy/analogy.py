@@ -12,6 +12,7 @@ import numpy as np
 from arvrm.interface import Drawing, ImagesWanted, Observation, PlanRequest, PolicySpec, Robot
 from arvrm.model.checkpoint import load_checkpoint
 from arvrm.model.residual import EXECUTE
+from arvrm.model.threads import torch_threads
 from arvrm.motions.library import load_library
 from arvrm.motions.path import Bent, bend, entry_of, grips, lets_go, straight
 from arvrm.motions.plan import Plan, onward, plan_actions
@@ -103,6 +104,7 @@ class AnalogyPolicy:
 
     Args:
         residual: what corrects the path near and after the touch; None: it is followed as it is.
+        threads: of torch while it plans; None: as many as there are.
     """
 
     def __init__(
@@ -112,8 +114,9 @@ class AnalogyPolicy:
         image_sizes: dict[str, int],
         batch: int = 1,
         residual: Residual | None = None,
+        threads: int | None = None,
     ) -> None:
-        self.robot, self.seer, self.residual = robot, seer, residual
+        self.robot, self.seer, self.residual, self.threads = robot, seer, residual, threads
         self.spec = PolicySpec(robot.name, image_sizes, (0,), EXECUTE, batch, looks_when_needed=True)
         self._rollouts: dict[int, _Rollout] = {}
         self._notes: dict[int, Counter] = {}
@@ -137,7 +140,8 @@ class AnalogyPolicy:
 
     def plan(self, requests: list[PlanRequest]) -> list[np.ndarray | ImagesWanted]:
         """Return one (EXECUTE, 7) float32 chunk per request; see `interface.Policy`."""
-        return [self._answer(request) for request in requests]
+        with torch_threads(self.threads):
+            return [self._answer(request) for request in requests]
 
     def _answer(self, request: PlanRequest) -> np.ndarray | ImagesWanted:
         try:
@@ -291,8 +295,13 @@ class AnalogyPolicy:
         self._notes.setdefault(request.rollout, Counter())[text] += 1
 
 
-def load_analogy(checkpoint: str | Path, device: str = "cpu", batch: int = 1) -> AnalogyPolicy:
+def load_analogy(
+    checkpoint: str | Path, device: str = "cpu", batch: int = 1, threads: int | None = None
+) -> AnalogyPolicy:
     """Load a checkpoint that `finetune motion=analogy` or `motion=residual` made.
+
+    Args:
+        batch, threads: of the policy.
 
     Raises:
         UserError: there is none, it is of another kind, or its library of motions is damaged.
@@ -306,4 +315,4 @@ def load_analogy(checkpoint: str | Path, device: str = "cpu", batch: int = 1) ->
         gripper = next(one.name for one in loaded.robot.cameras if one.role == "gripper")
         sizes[gripper] = loaded.metadata.images[gripper]
         residual = Residual(loaded.model.residual, gripper)
-    return AnalogyPolicy(loaded.robot, seer, sizes, batch, residual)
+    return AnalogyPolicy(loaded.robot, seer, sizes, batch, residual, threads)

@@ -13,6 +13,7 @@ import torch
 from arvrm.interface import Observation, PlanRequest, PolicyNetwork, PolicySpec, Robot, RobotBatch, UserError
 from arvrm.model.checkpoint import Checkpoint, checkpoint_hash, load_checkpoint, place_of, read_described
 from arvrm.model.encoders import TextEncoder
+from arvrm.model.threads import torch_threads
 from arvrm.policy.analogy import AnalogyPolicy, load_analogy
 from arvrm.policy.clips import RolloutClips
 from arvrm.policy.frame_cache import FrameCache, FrameTokens
@@ -38,6 +39,7 @@ class CheckpointPolicy:
         batch: rows of a forward pass, if all rows compute alike.
         cache: keep the tokens of past frames; false: encode the whole window at every step. The conv encoder reads
             words and is cheap: its frames are encoded together, without a cache.
+        threads: of torch while it plans; None: as many as there are.
     """
 
     def __init__(
@@ -48,9 +50,11 @@ class CheckpointPolicy:
         execute_steps: int | None = None,
         batch: int = 1,
         cache: bool = True,
+        threads: int | None = None,
     ) -> None:
         if checkpoint.robot is None:
             raise UserError("policy: this checkpoint reads hands and moves no robot; give one of stage 2")
+        self.threads = threads
         self.net: PolicyNetwork = checkpoint.model
         self.config, self.robot = checkpoint.config, checkpoint.robot
         self.metadata, self.hash, self.device = checkpoint.metadata, checkpoint.hash, device
@@ -112,6 +116,10 @@ class CheckpointPolicy:
         Raises:
             UserError: an observation is malformed, or the network gives NaN.
         """
+        with torch_threads(self.threads):
+            return self._plan(requests)
+
+    def _plan(self, requests: list[PlanRequest]) -> list[np.ndarray]:
         chunks: list[np.ndarray] = []
         size = self.spec.batch
         for start in range(0, len(requests), size):
@@ -271,19 +279,20 @@ def load_policy(
     execute_steps: int | None = None,
     batch: int = 1,
     cache: bool = True,
+    threads: int | None = None,
 ) -> CheckpointPolicy | AnalogyPolicy:
     """Load a stage-2 checkpoint as a policy: of a network that says each action, or by analogy.
 
     Args:
         checkpoint: its folder, or "builtin" for the one that the package brings.
-        execute_steps, batch, cache: see `CheckpointPolicy`.
+        execute_steps, batch, cache, threads: see `CheckpointPolicy`.
         index: the retrieval index; needed by, and only read for, a checkpoint whose analogy map acts at rollout.
     Raises:
         UserError: no such checkpoint, one of stage 1, a damaged one, or an index is needed and not given.
     """
     checkpoint = place_of(checkpoint)
     if read_described(checkpoint).kind == "analogy":
-        return load_analogy(checkpoint, device, batch)
+        return load_analogy(checkpoint, device, batch, threads)
     loaded = load_checkpoint(checkpoint, device, kind="policy")
     retriever = None
     if loaded.config.analogy.at_rollout == "on":
@@ -294,7 +303,8 @@ def load_policy(
     if device.startswith("cuda"):
         # Matrix products of fp32 in tf32 would make results differ between a GPU and a CPU by more than rounding.
         torch.backends.cuda.matmul.allow_tf32 = False
-    return CheckpointPolicy(replace(loaded, model=loaded.model.eval()), device, retriever, execute_steps, batch, cache)
+    loaded = replace(loaded, model=loaded.model.eval())
+    return CheckpointPolicy(loaded, device, retriever, execute_steps, batch, cache, threads)
 
 
 def policy_factory(
@@ -314,7 +324,7 @@ def policy_factory(
     identity = {"checkpoint": str(checkpoint), "hash": checkpoint_hash(place_of(checkpoint))}
 
     def make() -> CheckpointPolicy | AnalogyPolicy:
-        torch.set_num_threads(threads)
-        return load_policy(checkpoint, device, index, execute_steps, batch)
+        with torch_threads(threads):
+            return load_policy(checkpoint, device, index, execute_steps, batch, threads=threads)
 
     return make, identity

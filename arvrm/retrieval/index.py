@@ -33,6 +33,7 @@ import torch
 
 from arvrm.episodes import EpisodeStore
 from arvrm.interface import UserError
+from arvrm.model.threads import torch_threads
 from arvrm.retrieval.align import resample, warp
 from arvrm.retrieval.encoders import FrozenEncoders
 from arvrm.retrieval.index_file import read_index_file
@@ -307,7 +308,8 @@ class ClipIndex:
         language = np.einsum("qjd,qd->qj", np.asarray(self.text[rows], dtype=np.float32), text)
         visual = np.zeros(rows.shape, dtype=np.float32)
         few = max(8, 65_536 // (frames.shape[1] * frames.shape[2]))  # clips that a core's cache holds
-        with _one_thread():
+        # What is compared here is too little to share: waiting for a core costs more.
+        with torch_threads(1):
             for query, some in enumerate(np.maximum(rows, 0)):
                 wanted = torch.from_numpy(np.ascontiguousarray(frames[query]).reshape(-1))
                 for part, terms in zip(blocks(some, few), blocks(visual[query], few), strict=True):
@@ -329,17 +331,6 @@ class ClipIndex:
         if query is None or len(query) != frames:
             raise ValueError(f"align: dtw needs the features of the {frames} frames of the query")
         return warp(normalised(np.asarray(query, dtype=np.float32)) @ self.clip_features(row).T, part=True)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch use one thread: what is compared here is too little to share, and waiting for a core costs more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def normalised(vectors: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ import torch
 
 from arvrm import processes
 from arvrm.files import read_json
+from arvrm.model.threads import torch_threads
 from arvrm.training.runs import RunConfig
 
 ROUNDS = 5
@@ -37,11 +38,8 @@ def using_threads(wanted: int | None = None, progress: bool = True, before: int 
     number, why = _number(wanted, before, most)
     if progress and processes.is_main():
         print(f"threads: {number} of {most} ({why})", file=sys.stderr)
-    torch.set_num_threads(number)
-    try:
+    with torch_threads(number):
         yield number
-    finally:
-        torch.set_num_threads(most)
 
 
 def threads_of(config: RunConfig, progress: bool = True) -> contextlib.AbstractContextManager[int]:
@@ -87,19 +85,16 @@ def measured(most: int, work: Callable[[], object] | None = None) -> dict[int, f
         return {1: 0.0}
     work = work or _small_network()
     sums, rounds, began = dict.fromkeys(numbers, 0.0), 0, time.perf_counter()
-    try:
-        for number in numbers:
-            torch.set_num_threads(number)
+    for number in numbers:
+        with torch_threads(number):
             work()  # starts the threads
-        while rounds < ROUNDS and (rounds == 0 or time.perf_counter() - began < SECONDS):
-            for number in numbers:
-                torch.set_num_threads(number)
+    while rounds < ROUNDS and (rounds == 0 or time.perf_counter() - began < SECONDS):
+        for number in numbers:
+            with torch_threads(number):
                 start = time.perf_counter()
                 work()
                 sums[number] += time.perf_counter() - start
-            rounds += 1
-    finally:
-        torch.set_num_threads(most)
+        rounds += 1
     return {number: total / rounds for number, total in sums.items()}
 
 
