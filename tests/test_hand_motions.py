@@ -8,6 +8,7 @@ from pathlib import Path as File
 
 import numpy as np
 import pytest
+import torch
 from small_stores import human_episode, robot_store
 from test_motions import CAMERA
 
@@ -19,16 +20,17 @@ from arvrm.model.config import ModelConfig, PlacesConfig
 from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.text import TextEncoder
-from arvrm.moments import episode_moments
+from arvrm.moments import Moments, episode_moments
 from arvrm.motions import Carrier, HandMap, Motion, Path, RetrieveConfig, Retriever, Track, fit_opening
 from arvrm.motions.camera import project
 from arvrm.motions.deeds import alike, deed_of_hand, deed_of_path
 from arvrm.policy import load_policy
-from arvrm.training import FinetuneConfig, finetune
+from arvrm.training import FinetuneConfig, finetune, motions
 from arvrm.training.agreement import PlacesSeen
 from arvrm.training.analogy_stage import AnalogyFitConfig
 from arvrm.training.data import DataConfig
 from arvrm.training.motions import believed
+from arvrm.windows import EpisodeTable
 
 TABLE = 0.46
 
@@ -187,7 +189,28 @@ def test_clips_of_the_same_words_that_do_not_agree_tell_nothing():
     assert found.told(np.array([0, 0, 0, 1.0])) is None, "of these words no clip knows"
 
 
+def test_clips_of_other_sentences_come_first_and_no_more_are_looked_at_than_it_takes(tmp_path, monkeypatch):
+    with EpisodeWriter(tmp_path / "clips", {"source": "test"}) as writer:
+        for number, said in enumerate("aababc"):
+            episode = human_episode(f"clip-{number}", steps=20, group=f"h{number}", seed=number)
+            writer.append(dataclasses.replace(episode, instruction=f"wave {said}"))
+    table = EpisodeTable([EpisodeStore(tmp_path / "clips")], "human", 1)
+    order = motions._one_of_each(table)
+    assert order == [0, 2, 5, 1, 4, 3]
+    looked = []
+
+    def touching(table, rows, cache, seen):
+        looked.extend(rows)
+        return [motions.Found(row, Moments(1, 2, 1.0, 1.0)) for row in rows if row != 2]
+
+    monkeypatch.setattr(motions, "touching", touching)
+    found = motions._some_touching(table, order, 3, None, None)
+    assert [one.row for one in found] == [0, 5, 1] and looked == [0, 2, 5, 1]
+    assert len(motions._some_touching(table, order, 100, None, None)) == 5
+
+
 def test_finetune_carries_clips_over_and_the_policy_says_when_it_follows_a_hand(tmp_path):
+    torch.manual_seed(0)
     config = ModelConfig(width=32, layers=1, heads=2, places=PlacesConfig(enabled=True, channels=(8, 8, 8), words=8))
     stage1 = save_checkpoint(
         tmp_path / "hands", KeypointVLM(config), CheckpointMetadata("pretrain", 1, 1, {"rgb_static": 32})

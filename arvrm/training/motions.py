@@ -87,7 +87,7 @@ def clip_motions(
         cache, seen: as in `moments_agreed`.
     """
     eyes, watched = _Eyes(net), []
-    found = _one_of_each(table, touching(table, np.arange(len(table)), cache, seen))[:at_most]
+    found = _some_touching(table, _one_of_each(table), at_most, cache, seen)
     with progress_bar("motions of hands", len(found), progress) as bar:
         for one in found:
             store, name = table.stores[table.store[one.row]], str(table.ids[one.row])
@@ -162,12 +162,24 @@ class _Eyes:
         }
 
 
-def _one_of_each(table: EpisodeTable, found: list[Found]) -> list[Found]:
-    """Order episodes so that each sentence comes once before one comes again."""
-    times: dict[str, int] = {}
+def _some_touching(
+    table: EpisodeTable, rows: Sequence[int], at_most: int, cache: str | None, seen: PlacesSeen | None
+) -> list[Found]:
+    """The first of some episodes that touch something; no more are looked at than that takes."""
+    found: list[Found] = []
+    begin = 0
+    while len(found) < at_most and begin < len(rows):
+        end = begin + at_most - len(found)
+        found += touching(table, rows[begin:end], cache, seen)
+        begin = end
+    return found
+
+
+def _one_of_each(table: EpisodeTable) -> list[int]:
+    """The rows of a table, in an order in which each sentence comes once before one comes again."""
+    times = np.zeros(len(table.sentences), np.int64)
     ranked = []
-    for one in found:
-        sentence = table.stores[table.store[one.row]].header(str(table.ids[one.row])).instruction
-        times[sentence] = times.get(sentence, 0) + 1
-        ranked.append((times[sentence], one.row, one))
-    return [one for *_, one in sorted(ranked, key=lambda entry: entry[:2])]
+    for row, sentence in enumerate(table.sentence.tolist()):
+        times[sentence] += 1
+        ranked.append((int(times[sentence]), row))
+    return [row for _, row in sorted(ranked)]
