@@ -30,7 +30,7 @@ from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.places import MOMENTS, MOTION_STEPS, NEAR_PX, PlaceNet, predict_hands
 from arvrm.model.text import TextEncoder
 from arvrm.moments.judged import truth_of
-from arvrm.training.agreement import PlacesSeen
+from arvrm.training.agreement import MomentFinder, PlacesSeen
 from arvrm.training.data import text_table
 from arvrm.training.places import judge_places, moments_of
 from arvrm.windows import EpisodeTable, HumanWindows, PlaceSamples, WindowConfig, decode_frames, split_episodes
@@ -43,7 +43,7 @@ def samples_of(
     frames = decode_frames(table, "rgb_static", 96, None)
     encoder = TextEncoder()
     hands = HumanWindows(table, WindowConfig(history=1), 21, text_table(table, encoder), None)
-    moments, sure = moments_of(table, cache, None if net is None else PlacesSeen(net, encoder))
+    moments, sure = moments_of(table, MomentFinder(cache, seen=None if net is None else PlacesSeen(net, encoder)))
     return table, PlaceSamples(hands, frames, moments, sure, MOTION_STEPS), encoder
 
 

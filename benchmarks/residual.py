@@ -13,6 +13,7 @@ import dataclasses
 
 from arvrm.model.checkpoint import load_checkpoint
 from arvrm.motions import load_library
+from arvrm.training.agreement import MomentFinder
 from arvrm.training.data import DataConfig, images_of, open_table
 from arvrm.training.motions import robot_motions
 from arvrm.training.residual_stage import residual_errors, samples_of
@@ -30,7 +31,7 @@ def main() -> None:
     data = DataConfig(tuple(options.robot), cache=options.cache)
     table = open_table(data, "robot", 1)
     library = load_library(options.checkpoint, net.config.library)
-    own = robot_motions(net, table, range(len(table)), True, options.cache)
+    own = robot_motions(net, table, range(len(table)), True, MomentFinder(options.cache))
     samples = samples_of(net, library, own, table, 1, True)
     camera = next(camera for camera in robot.cameras if camera.role == "gripper")
     seen = dataclasses.replace(net.config.vlm, vision=net.residual.config.vision)

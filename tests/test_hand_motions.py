@@ -199,14 +199,14 @@ def test_clips_of_other_sentences_come_first_and_no_more_are_looked_at_than_it_t
     assert order == [0, 2, 5, 1, 4, 3]
     looked = []
 
-    def touching(table, rows, cache, seen):
+    def touching(table, rows, finder):
         looked.extend(rows)
         return [motions.Found(row, Moments(1, 2, 1.0, 1.0)) for row in rows if row != 2]
 
     monkeypatch.setattr(motions, "touching", touching)
-    found = motions._some_touching(table, order, 3, None, None)
+    found = motions._some_touching(table, order, 3, motions.MomentFinder())
     assert [one.row for one in found] == [0, 5, 1] and looked == [0, 2, 5, 1]
-    assert len(motions._some_touching(table, order, 100, None, None)) == 5
+    assert len(motions._some_touching(table, order, 100, motions.MomentFinder())) == 5
 
 
 def test_finetune_carries_clips_over_and_the_policy_says_when_it_follows_a_hand(tmp_path):

@@ -19,9 +19,10 @@ from arvrm.model.keypoint_vlm import KeypointVLM
 from arvrm.model.metadata import CheckpointMetadata
 from arvrm.model.places import MOTION_SIZE, PIXELS, PlaceNet, modes, predict_hands, said_otherwise
 from arvrm.model.text import TextEncoder
+from arvrm.moments import Moments
 from arvrm.moments.find import episode_signals
-from arvrm.training import PretrainConfig, pretrain
-from arvrm.training.agreement import PlacesSeen
+from arvrm.training import FinetuneConfig, PretrainConfig, pretrain
+from arvrm.training.agreement import MomentFinder, PlacesSeen
 from arvrm.training.loop import Trainer
 from arvrm.training.places import place_samples, temperatures
 from arvrm.windows import EpisodeTable, HumanWindows, PlaceSamples, TextTable, WindowConfig, decode_frames
@@ -221,6 +222,55 @@ def test_kept_moments_that_are_damaged_are_refused_in_one_line(root, tmp_path, d
     file.unlink()
     pretrain(dataclasses.replace(config, resume=True), progress=False)
     assert file.is_file()
+
+
+def table_of(root):
+    return EpisodeTable([EpisodeStore(root / "clips")], "human", 3)
+
+
+def given(path, **episodes):
+    path.write_text(json.dumps({"store": "somewhere", "episodes": episodes}))
+    return str(path)
+
+
+def test_moments_that_a_person_corrected_are_taken_as_they_are_and_stay(root, tmp_path, capsys):
+    found = MomentFinder().moments(table_of(root), range(8))
+    ids = [str(id) for id in table_of(root).ids]
+    file = given(tmp_path / "m.json", **{ids[3]: {"touch": 5, "end": 9}, "another": {"touch": 1, "end": 2}})
+    config = dataclasses.replace(configuration(root, tmp_path / "run"), moments_again=1)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, moments=(file,)))
+    finder = MomentFinder.of(config.data, table_of(root))
+    assert finder.moments(table_of(root), [2, 3]) == [found[2], Moments(5, 9, 1.0, 1.0)]
+    pretrain(config, progress=True)
+    assert "1 of 8 episodes' are given by data.moments" in capsys.readouterr().err
+    held = np.load(tmp_path / "run" / "moments.npz")
+    assert held["steps"][3].tolist() == [5, 9] and held["sure"][3].tolist() == [1, 1]
+
+
+def test_moments_that_do_not_fit_are_refused_in_one_line(root, tmp_path):
+    data, table = configuration(root, tmp_path / "run").data, table_of(root)
+    one = str(table.ids[0])
+    for episodes, message in (
+        ({"another": {"touch": 1, "end": 2}}, "names no episode of the stores"),
+        ({one: {"touch": 1, "end": 10**6}}, f"{one}: end is 1000000, and it has .* steps"),
+        ({one: {"touch": 9, "end": 2}}, f"{one}: end is 2, before touch, 9"),
+        ({one: {"touch": -1, "end": 2}}, f"{one}.*touch is -1"),
+        ({one: {"touch": "soon", "end": 2}}, f"{one}.*touch"),
+        ({}, "has no moments of episodes"),
+    ):
+        file = given(tmp_path / "m.json", **episodes)
+        with pytest.raises(UserError, match=message) as error:
+            MomentFinder.of(dataclasses.replace(data, moments=(file,)), table)
+        assert "\n" not in str(error.value) and file in str(error.value)
+    file = given(tmp_path / "m.json", **{one: {"touch": 1, "end": 2}})
+    with pytest.raises(UserError, match="is in .* and in .*; give one of the stores"):
+        MomentFinder.of(dataclasses.replace(data, moments=(file,)), table, table)
+    with pytest.raises(UserError, match="nothing.json"):
+        MomentFinder.of(dataclasses.replace(data, moments=(str(tmp_path / "nothing.json"),)), table)
+    with pytest.raises(ValueError, match="only places need moments"):
+        PretrainConfig("x", data=dataclasses.replace(data, moments=(file,)))
+    with pytest.raises(ValueError, match="motion=learned needs no moments"):
+        FinetuneConfig("x", data=dataclasses.replace(data, moments=(file,)))
 
 
 def test_steps_are_as_likely_as_places_hold_the_hand_or_the_gripper_there(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from arvrm.episodes import EpisodeStore
 from arvrm.evaluation import EvaluateConfig
 from arvrm.evaluation.jobs import make_jobs
 from arvrm.interface import TASKS, PlanRequest, PolicySpec, UserError
+from arvrm.moments import episode_moments, read_moments
 from arvrm.motions import Goal, Motion, Path
 from arvrm.policy.places import Choice, Sight
 from arvrm.results import ChainRecord, load_results, save_results, summarize
@@ -251,6 +252,11 @@ def test_study_makes_what_cells_share_once_and_goes_on_where_it_was(tmp_path, mo
     true = load_results(tmp_path / "out" / "cells" / "true-two-2-builtin-1-0.json")
     assert true["average_length"] == 1.0, "who knows where things are carries demonstrations over"
     assert true["policy_identity"]["control"]["places"] == "true"
+    (told,) = (tmp_path / "out" / "stores").glob("as-clips-*-moments.json")
+    (robots,) = (EpisodeStore(path) for path in (tmp_path / "out" / "stores").glob("robot-*"))
+    assert all(one == episode_moments(robots, id) for id, one in read_moments(told).items()), "as robots' are found"
+    runs = [(path / "run.json").read_text() for path in (tmp_path / "out" / "hands").iterdir()]
+    assert sorted(told.name in run for run in runs) == [False, True]
     made = _Made(tmp_path / "out", config, load_settings(str(file)))
     left = made._demonstrations(Cell("never", "two", "all", "builtin", 0, 1))
     assert left["tasks"] == ["open_drawer"] and "episodes_per_task" not in left

@@ -12,8 +12,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from arvrm.config import bounded, check_bounds, from_dict
 from arvrm.episodes import EpisodeHeader, EpisodeStore
-from arvrm.files import write_json
+from arvrm.files import read_json, write_json
+from arvrm.interface import UserError
 from arvrm.moments.network import MomentScorer, load_scorer, resource
 from arvrm.moments.raw import raw_episode, signals_of
 from arvrm.moments.signals import Signals
@@ -164,6 +166,36 @@ def moments_of_store(
         Path(cache).parent.mkdir(parents=True, exist_ok=True)
         write_json(cache, {"key": key, "moments": {id: list(astuple(one)) for id, one in known.items()}}, indent=None)
     return {id: known[id] for id in wanted}
+
+
+@dataclass(frozen=True)
+class _Given:
+    """An episode in the file that `arvrm moments` writes."""
+
+    further_keys = True
+    touch: int = bounded(0, least=0)
+    end: int = bounded(0, least=0)
+    touch_confidence: float = bounded(1.0, least=0, most=1)
+    end_confidence: float = bounded(1.0, least=0, most=1)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.end < self.touch:
+            raise ValueError(f"end is {self.end}, before touch, {self.touch}; correct one of them")
+
+
+def read_moments(file: str | Path) -> dict[str, Moments]:
+    """Read moments by episode from a file that `arvrm moments` wrote, and somebody may have corrected.
+
+    Raises:
+        UserError: there is none, or it is of another form.
+    """
+    content = read_json(Path(file), "give a file that `arvrm moments` wrote")
+    episodes = content.get("episodes") if isinstance(content, dict) else None
+    if not isinstance(episodes, dict) or not episodes:
+        raise UserError(f"{file}: has no moments of episodes; give a file that `arvrm moments` wrote")
+    given = {id: from_dict(_Given, values, f"{file}: {id}") for id, values in episodes.items()}
+    return {id: Moments(*astuple(one)) for id, one in given.items()}
 
 
 def _cache_key(headers: list[EpisodeHeader]) -> str:

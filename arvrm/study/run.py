@@ -333,7 +333,8 @@ class _Made:
             return None
         values = merged(self.settings.pretrain, row.pretrain)
         if row.learn_from == "demonstrations":
-            data = {"stores": [str(self._demonstrations_as_clips(cell))]}
+            clips, moments = self._demonstrations_as_clips(cell)
+            data = {"stores": [str(clips)], "moments": [str(moments)]}
         else:
             data = {"stores": [str(self._clips(row))]}
             tasks, unlearnt = self._tasks(cell), row.leave_out if row.unlearnt else ()
@@ -352,18 +353,24 @@ class _Made:
             data["episodes_per_task"] = int(cell.demonstrations)
         return data
 
-    def _demonstrations_as_clips(self, cell: Cell) -> Path:
-        """Return a store of the cell's demonstrations in which the gripper's fingers stand for a hand."""
+    def _demonstrations_as_clips(self, cell: Cell) -> tuple[Path, Path]:
+        """Return a store of the cell's demonstrations in which the gripper's fingers stand for a hand, and the file of
+        their moments, found as those of robots are: what finds hands' moments reads a gripper's worse."""
+        from arvrm.training.agreement import MomentFinder
         from arvrm.training.data import DataConfig, open_table, split
 
         data = self._demonstrations(cell)
         folder = self._folder("stores", f"as-clips-{cell.tasks}-{cell.demonstrations}-{cell.seed}", data)
-        if not folder.exists():
+        file = folder.with_name(f"{folder.name}-moments.json")
+        if not folder.exists() or not file.exists():
             config = from_dict(DataConfig, {**data, "validation": 0}, "study.demonstrations")
             table = open_table(config, "robot", 1)
             episodes, _ = split(table, config)
-            write_as_clips(table, episodes, folder)
-        return folder
+            if not folder.exists():
+                write_as_clips(table, episodes, folder)
+            found = zip(episodes, MomentFinder().moments(table, episodes), strict=True)
+            files.write_json(file, {"episodes": {str(table.ids[row]): to_dict(one) for row, one in found}})
+        return folder, file
 
     def _store(self, embodiment: str, settings: dict[str, Any]) -> Path:
         from arvrm.sources.playtable import GenerateConfig, generate

@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from arvrm import processes
 from arvrm.episodes import EpisodeHeader, EpisodeStore
+from arvrm.interface import UserError
 from arvrm.model.places import INDEX, PIXELS, THUMB, PlaceNet
 from arvrm.model.text import TextEncoder
-from arvrm.moments import Moments, moments_of_store
+from arvrm.moments import Moments, moments_of_store, read_moments
 from arvrm.moments.signals import Signals
 from arvrm.motions.camera import project
+from arvrm.training.data import DataConfig
 from arvrm.windows import HAND_KEYPOINTS, EpisodeTable, choose_hand, store_fingerprint
 
 _ANYWHERE = 10.0
@@ -86,22 +91,59 @@ class PlacesSeen:
         return where[np.clip(np.round(signals.rows).astype(int), 0, len(where) - 1)]
 
 
-def moments_agreed(
-    table: EpisodeTable, rows: Sequence[int] | np.ndarray, seen: PlacesSeen | None, cache: str | None
-) -> list[Moments]:
-    """Find the moments of episodes of a table.
+@dataclass(frozen=True)
+class MomentFinder:
+    """How the moments of a run's episodes are found.
 
-    Args:
-        rows: the episodes.
-        seen: what places say of their moments; None: they are not asked.
+    Attributes:
         cache: folder that keeps the moments, shared by runs; None: they are found anew.
+        given: moments by episode that are taken as they are.
+        seen: what places say of the others' moments; None: they are not asked.
     """
-    by = "" if seen is None or cache is None else f"-{seen.identity}"
-    names: list[list[str]] = [[] for _ in table.stores]
-    for row in rows:
-        names[table.store[row]].append(str(table.ids[row]))
-    found = []
-    for store, ids in zip(table.stores, names, strict=True):
-        file = cache and Path(cache) / f"moments-{store_fingerprint(store)[:32]}{by}.json"
-        found.append(moments_of_store(store, file, seen, ids))
-    return [found[table.store[row]][str(table.ids[row])] for row in rows]
+
+    cache: str | None = None
+    given: Mapping[str, Moments] = field(default_factory=dict)
+    seen: PlacesSeen | None = None
+
+    @classmethod
+    def of(cls, data: DataConfig, *tables: EpisodeTable, progress: bool = False) -> MomentFinder:
+        """Return the finder of a run's configuration and tables; says how many moments are given, if `progress`.
+
+        Raises:
+            UserError: a file of `data.moments` is damaged, or of other episodes.
+        """
+        if not data.moments:
+            return cls(data.cache)
+        stores: dict[str, list[EpisodeStore]] = {}
+        for table in tables:
+            for id, number in zip(table.ids, table.store, strict=True):
+                stores.setdefault(str(id), []).append(table.stores[number])
+        given: dict[str, Moments] = {}
+        for file in data.moments:
+            known = {id: one for id, one in read_moments(file).items() if id in stores}
+            if not known:
+                raise UserError(f"{file}: names no episode of the stores; correct data.moments")
+            for id, one in known.items():
+                first, *others = stores[id]
+                if others:
+                    raise UserError(f"{file}: {id} is in {first.path} and in {others[0].path}; give one of the stores")
+                if one.end >= (steps := first.header(id).steps):
+                    raise UserError(f"{file}: {id}: end is {one.end}, and it has {steps} steps; correct it")
+            given |= known
+        if progress and processes.is_main():
+            print(f"moments: {len(given)} of {len(stores)} episodes' are given by data.moments", file=sys.stderr)
+        return cls(data.cache, given)
+
+    def moments(self, table: EpisodeTable, rows: Sequence[int] | np.ndarray) -> list[Moments]:
+        """Find the moments of episodes of a table."""
+        by = "" if self.seen is None or self.cache is None else f"-{self.seen.identity}"
+        names: list[list[str]] = [[] for _ in table.stores]
+        for row in rows:
+            if (name := str(table.ids[row])) not in self.given:
+                names[table.store[row]].append(name)
+        found: list[Mapping[str, Moments]] = []
+        for store, ids in zip(table.stores, names, strict=True):
+            file = self.cache and Path(self.cache) / f"moments-{store_fingerprint(store)[:32]}{by}.json"
+            found.append(moments_of_store(store, file, self.seen, ids))
+        named = [(str(table.ids[row]), int(table.store[row])) for row in rows]
+        return [self.given[name] if name in self.given else found[number][name] for name, number in named]

@@ -30,7 +30,7 @@ from arvrm.motions import (
     read_camera,
     save_library,
 )
-from arvrm.training.agreement import PlacesSeen
+from arvrm.training.agreement import MomentFinder, PlacesSeen
 from arvrm.training.config import TrainResult
 from arvrm.training.data import DataConfig, open_stores, open_table, split
 from arvrm.training.motions import believed, clip_motions, robot_motions
@@ -83,7 +83,7 @@ class Fitted:
         own: row of the table -> the motion of that demonstration.
         episodes, held_out: rows of the table, as `data` splits them.
         numbers: what there is to be said of it.
-        seen: what spoke for their moments.
+        finder: of their moments.
     """
 
     net: AnalogyNet
@@ -92,7 +92,7 @@ class Fitted:
     episodes: np.ndarray
     held_out: np.ndarray
     numbers: dict[str, float]
-    seen: PlacesSeen | None
+    finder: MomentFinder
 
     def save_library(self, folder: Path) -> None:
         """Write the motions into a run's folder, and note them in the network's configuration."""
@@ -136,12 +136,14 @@ def analogy_of(config: FinetuneConfig, table: EpisodeTable, robot: Robot, progre
     net = AnalogyNet(AnalogyNetConfig(stage1.config, "", retrieve, _PLAIN, residual=residual), robot).eval()
     net.vlm.load_state_dict(stage1.model.state_dict(), strict=True)
     clips = open_table(DataConfig(settings.clips, cache=config.data.cache), "human", 1) if settings.clips else None
+    finder = MomentFinder.of(config.data, table, *([] if clips is None else [clips]), progress=progress)
     assert net.vlm.places is not None
     places, text, camera = net.vlm.places, TextEncoder(stage1.config.text), given
     while True:
         # A camera that is fitted is so from moments which no place could speak for; then they are found with it.
         seen = PlacesSeen(places, text, camera) if settings.agree and camera is not None else None
-        found = robot_motions(net, table, episodes, progress, config.data.cache, seen)
+        finder = dataclasses.replace(finder, seen=seen)
+        found = robot_motions(net, table, episodes, progress, finder)
         if not found:
             raise UserError(
                 f"motion={config.motion}: none of {len(episodes)} demonstrations touches anything; look at the stores"
@@ -156,7 +158,7 @@ def analogy_of(config: FinetuneConfig, table: EpisodeTable, robot: Robot, progre
     net.keep(dataclasses.asdict(fitted))
     values = numbers_of(fitted, len(motions)) | {"map_opening_right": round(right, 4)}
     if clips is not None:
-        some = clip_motions(net, fitted, motions, clips, settings.clip_motions, progress, config.data.cache, seen)
+        some = clip_motions(net, fitted, motions, clips, settings.clip_motions, progress, finder)
         shown = len(motions)
         motions = believed(fitted.camera, [*motions, *some])
         of_hands = [one for one in motions if one.embodiment == "human"]
@@ -166,7 +168,7 @@ def analogy_of(config: FinetuneConfig, table: EpisodeTable, robot: Robot, progre
             "hand_motions_own_way": float(sum(not one.by for one in of_hands)),
             "hand_motions_not_believed": float(len(some) - len(of_hands)),
         }
-    return Fitted(net, motions, found, episodes, held_out, values, seen)
+    return Fitted(net, motions, found, episodes, held_out, values, finder)
 
 
 def _fitted(motions: Sequence[Motion], camera: np.ndarray | None, seed: int) -> HandMap:

@@ -67,6 +67,8 @@ class DataConfig:
             in one backward pass is rounded up to whole segments.
         robot: where the stores' robot is defined: package.module:object, or its name; null: found by the name that the
             stores give.
+        moments: files of `arvrm moments`, perhaps corrected by a person: the touch and end of their episodes are taken
+            as they are, not found.
         cache: folder for the stores' headers as arrays, decoded frames and frozen features, shared by runs; null: this
             run's memory only.
     """
@@ -86,6 +88,7 @@ class DataConfig:
     feature_precision: Literal["fp16", "fp32"] = "fp16"
     segment_windows: int = bounded(0, least=0, most=10**6)
     robot: str | None = None
+    moments: tuple[str, ...] = ()
     cache: str | None = None
 
     __post_init__ = check_bounds

@@ -82,6 +82,8 @@ class FinetuneConfig:
         check_bounds(self)
         if self.pretrained_rate != 1.0 and self.pretrained is None:
             raise ValueError("pretrained_rate is for weights of a checkpoint; give pretrained, or set it to 1")
+        if self.data.moments and self.motion == "learned":
+            raise ValueError("data.moments: a policy with motion=learned needs no moments; leave them out")
 
 
 def finetune(config: FinetuneConfig, progress: bool = True) -> TrainResult:

@@ -16,7 +16,7 @@ from arvrm.moments import Moments
 from arvrm.motions import Carrier, HandMap, Motion, Track, path_of, predicted_gaps
 from arvrm.motions.deeds import SAME, alike, deed_of_path
 from arvrm.motions.hand_map import finger_line
-from arvrm.training.agreement import PlacesSeen, moments_agreed
+from arvrm.training.agreement import MomentFinder
 from arvrm.training.log import progress_bar
 from arvrm.windows import HAND_KEYPOINTS, EpisodeTable, choose_hand
 
@@ -34,11 +34,9 @@ class Found:
     moments: Moments
 
 
-def touching(
-    table: EpisodeTable, episodes: Sequence[int] | np.ndarray, cache: str | None, seen: PlacesSeen | None = None
-) -> list[Found]:
-    """Return the episodes that touch something; `cache` and `seen` as in `moments_agreed`."""
-    known = moments_agreed(table, episodes, seen, cache)
+def touching(table: EpisodeTable, episodes: Sequence[int] | np.ndarray, finder: MomentFinder) -> list[Found]:
+    """Return the episodes that touch something."""
+    known = finder.moments(table, episodes)
     return [Found(int(row), one) for row, one in zip(episodes, known, strict=True) if one.touch_confidence > 0]
 
 
@@ -47,13 +45,11 @@ def robot_motions(
     table: EpisodeTable,
     episodes: Sequence[int] | np.ndarray,
     progress: bool,
-    cache: str | None = None,
-    seen: PlacesSeen | None = None,
+    finder: MomentFinder,
 ) -> dict[int, Motion]:
-    """Make the motions, by row, of those of a table's robot episodes that touch something; `cache` and `seen` as in
-    `moments_agreed`."""
+    """Make the motions, by row, of those of a table's robot episodes that touch something."""
     eyes, made = _Eyes(net), {}
-    found = touching(table, episodes, cache, seen)
+    found = touching(table, episodes, finder)
     with progress_bar("motions", len(found), progress) as bar:
         for one in found:
             store, name = table.stores[table.store[one.row]], str(table.ids[one.row])
@@ -76,18 +72,16 @@ def clip_motions(
     table: EpisodeTable,
     at_most: int,
     progress: bool,
-    cache: str | None = None,
-    seen: PlacesSeen | None = None,
+    finder: MomentFinder,
 ) -> list[Motion]:
     """Carry the motions of a table's clips over to the robot: one of each sentence, then further ones.
 
     Args:
         robots: the motions of its demonstrations.
         at_most: so many motions.
-        cache, seen: as in `moments_agreed`.
     """
     eyes, watched = _Eyes(net), []
-    found = _some_touching(table, _one_of_each(table), at_most, cache, seen)
+    found = _some_touching(table, _one_of_each(table), at_most, finder)
     with progress_bar("motions of hands", len(found), progress) as bar:
         for one in found:
             store, name = table.stores[table.store[one.row]], str(table.ids[one.row])
@@ -162,15 +156,13 @@ class _Eyes:
         }
 
 
-def _some_touching(
-    table: EpisodeTable, rows: Sequence[int], at_most: int, cache: str | None, seen: PlacesSeen | None
-) -> list[Found]:
+def _some_touching(table: EpisodeTable, rows: Sequence[int], at_most: int, finder: MomentFinder) -> list[Found]:
     """The first of some episodes that touch something; no more are looked at than that takes."""
     found: list[Found] = []
     begin = 0
     while len(found) < at_most and begin < len(rows):
         end = begin + at_most - len(found)
-        found += touching(table, rows[begin:end], cache, seen)
+        found += touching(table, rows[begin:end], finder)
         begin = end
     return found
 

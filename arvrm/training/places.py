@@ -9,28 +9,22 @@ from torch import Tensor
 from arvrm.interface import PlaceBatch, UserError
 from arvrm.model.heatmaps import splat_cross_entropy
 from arvrm.model.places import INDEX, MOMENTS, MOTION_STEPS, NEAR_PX, PIXELS, THUMB, PlaceNet
-from arvrm.training.agreement import PlacesSeen, moments_agreed
+from arvrm.training.agreement import MomentFinder
 from arvrm.training.loop import to_device
 from arvrm.windows import EpisodeTable, HumanWindows, PlaceSamples, in_batches
 
 _TEMPERATURES = torch.logspace(-1, 1, 41)
 
 
-def moments_of(
-    table: EpisodeTable, cache: str | None = None, seen: PlacesSeen | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the steps (E, 2) of the touch and end of every episode, and how sure each is (E, 2), 0 to 1.
-
-    Args:
-        cache, seen: as in `moments_agreed`.
-    """
-    found = moments_agreed(table, range(len(table)), seen, cache)
+def moments_of(table: EpisodeTable, finder: MomentFinder) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps (E, 2) of the touch and end of every episode, and how sure each is (E, 2), 0 to 1."""
+    found = finder.moments(table, range(len(table)))
     steps = np.array([(one.touch, one.end) for one in found], np.int64).reshape(-1, 2)
     sure = np.array([(one.touch_confidence, one.end_confidence) for one in found], np.float32).reshape(-1, 2)
     return steps, sure
 
 
-def place_samples(windows: HumanWindows, cache: str | None = None) -> PlaceSamples:
+def place_samples(windows: HumanWindows, finder: MomentFinder | None = None) -> PlaceSamples:
     """Return the samples of the clips of `windows`.
 
     Raises:
@@ -41,7 +35,7 @@ def place_samples(windows: HumanWindows, cache: str | None = None) -> PlaceSampl
     hands = windows
     if windows.joints != 21:
         hands = HumanWindows(windows.table, windows.config, 21, windows.text, None, windows.keypoints is not None)
-    moments, sure = moments_of(windows.table, cache)
+    moments, sure = moments_of(windows.table, finder or MomentFinder())
     if not (sure[:, 0] > 0).any():
         raise UserError("places: in no clip a touch was found; look at some with `arvrm moments`")
     return PlaceSamples(hands, windows.frames, moments, sure, MOTION_STEPS)

@@ -18,8 +18,7 @@ from arvrm.interface import HumanBatch, UserError
 from arvrm.model.config import ModelConfig
 from arvrm.model.encoders import TextEncoder
 from arvrm.model.keypoint_vlm import KeypointVLM
-from arvrm.model.places import PlaceNet
-from arvrm.training.agreement import PlacesSeen
+from arvrm.training.agreement import MomentFinder, PlacesSeen
 from arvrm.training.config import TrainConfig, TrainResult
 from arvrm.training.data import DataConfig, episode_names, frames_of, open_table, sampler_of, split, spread, text_table
 from arvrm.training.distribution import MicroBatch
@@ -58,7 +57,10 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
-    __post_init__ = check_bounds
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.data.moments and not self.model.places.enabled:
+            raise ValueError("data.moments: only places need moments; set model.places.enabled=true, or leave them out")
 
 
 def pretrain(config: PretrainConfig, progress: bool = True) -> TrainResult:
@@ -84,7 +86,8 @@ def _train(config: PretrainConfig, table: EpisodeTable, progress: bool) -> Train
     def anchors_of(step: int, micro_batch: MicroBatch) -> np.ndarray:
         return sampler.draw(step, config.train.batch)[micro_batch.rows(config.train.batch)]
 
-    places = place_samples(windows, config.data.cache) if model.places is not None else None
+    finder = MomentFinder.of(config.data, table, progress=progress)
+    places = place_samples(windows, finder) if model.places is not None else None
     if places is not None and not len(places.usable(train)):
         raise UserError("places: no training clip's touch was found; look at some with `arvrm moments`")
 
@@ -106,7 +109,8 @@ def _train(config: PretrainConfig, table: EpisodeTable, progress: bool) -> Train
 
     def find_again(network: nn.Module, device: torch.device) -> None:
         assert places is not None and isinstance(network, KeypointVLM) and network.places is not None
-        places.revise(*_moments_again(table, network.places, TextEncoder(config.model.text), folder))
+        seen = PlacesSeen(network.places, TextEncoder(config.model.text))
+        places.revise(*_moments_again(table, dataclasses.replace(finder, cache=None, seen=seen), folder))
 
     held = spread(windows.anchors(held_out), config.data.validation_windows)
     trainer = Trainer(
@@ -133,9 +137,7 @@ def _with_sentences(config: ModelConfig, table: EpisodeTable, episodes: np.ndarr
     return dataclasses.replace(config, places=dataclasses.replace(config.places, known=known))
 
 
-def _moments_again(
-    table: EpisodeTable, net: PlaceNet, encoder: TextEncoder, folder: Path
-) -> tuple[np.ndarray, np.ndarray]:
+def _moments_again(table: EpisodeTable, finder: MomentFinder, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the moments of a table's clips as `training.places.moments_of` does, with what places have learnt.
 
     They are kept in the run's folder: a run that goes on later has learnt more since, and must not find others.
@@ -146,7 +148,7 @@ def _moments_again(
     file = folder / "moments.npz"
     if file.is_file():
         return _kept_moments(file, len(table))
-    steps, sure = moments_of(table, None, PlacesSeen(net, encoder))
+    steps, sure = moments_of(table, finder)
     if processes.is_main():
         with replacing(file) as partial, open(partial, "wb") as writable:
             np.savez(writable, steps=steps, sure=sure)

@@ -112,7 +112,7 @@ def fit_residual(config: FinetuneConfig, table: EpisodeTable, robot: Robot, prog
         )
     vision = dataclasses.replace(config.model, vision=settings.network.vision)
     images = images_of(table, camera, config.data, vision, progress)
-    own = robot_motions(made.net, table, made.held_out, progress, config.data.cache, made.seen)
+    own = robot_motions(made.net, table, made.held_out, progress, made.finder)
     held_out = samples_of(made.net, made.motions, own, table, settings.others, progress)
     folder, metadata = begin_run(config, "finetune", robot), metadata_of_analogy(config, table, made.episodes)
     if processes.is_main():
