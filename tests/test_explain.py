@@ -1,16 +1,20 @@
 """The page about one picture and one sentence."""
 
+import dataclasses
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from small_stores import human_episode, robot_episode, write
 from test_analogy_policy import made
+from test_motions import library
 
 from arvrm.cli.explain import ExplainConfig, explain
 from arvrm.interface import UserError
-from arvrm.show.explain import heated
+from arvrm.moments import episode_moments
+from arvrm.show.explain import _touched, heated
 
 
 def test_photo_of_any_shape_gets_a_page(tmp_path):
@@ -54,6 +58,20 @@ def test_what_cannot_be_explained_is_refused_in_one_line(tmp_path):
         explain(ExplainConfig(str(folder), "press it", image="a.png", scene="D"))
     with pytest.raises(UserError, match="text: give an instruction"):
         explain(ExplainConfig(str(folder), " ", image="a.png"))
+
+
+def test_the_touch_that_is_shown_is_the_one_that_the_policy_knows(tmp_path):
+    both = [robot_episode("a", steps=40), human_episode("b", steps=40)]
+    store = write(tmp_path / "both", both)
+    first, *_ = library()
+    as_robot = dataclasses.replace(first, id="a", embodiment="robot")
+    as_hand = dataclasses.replace(first, id="b", embodiment="human")
+    told = [dataclasses.replace(one, touched=7) for one in (as_robot, as_hand)]
+    a, b = store.header("a"), store.header("b")
+    assert _touched(store, a, told) == 7 and _touched(store, b, told) == 7
+    assert _touched(store, a, [as_robot]) == first.path.touch, "a library of before has the robot's own steps"
+    assert _touched(store, b, [as_hand]) == episode_moments(store, "b").touch
+    assert _touched(store, a, [dataclasses.replace(told[1], id="a")]) == episode_moments(store, "a").touch
 
 
 def test_heat_is_hottest_where_it_is_likeliest():

@@ -298,6 +298,9 @@ def test_moments_asked_for_once_are_kept_and_others_found_when_asked_for(clips, 
     cache.write_text(cache.read_text()[:40])
     assert find.moments_of_store(clips, cache, ids=some) == {id: whole[id] for id in some}
     assert asked[-2:] == some, "what is damaged is found anew"
+    for damage in ([], {some[0]: ["x", None, 1, 2]}, {some[0]: [1, 2]}):
+        cache.write_text(json.dumps({**json.loads(cache.read_text()), "moments": damage}))
+        assert find.moments_of_store(clips, cache, ids=some) == {id: whole[id] for id in some}
 
 
 def test_the_verb_writes_moments_a_table_and_pictures(clips, tmp_path):

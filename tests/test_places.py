@@ -25,6 +25,7 @@ from arvrm.training import FinetuneConfig, PretrainConfig, pretrain
 from arvrm.training.agreement import MomentFinder, PlacesSeen
 from arvrm.training.loop import Trainer
 from arvrm.training.places import place_samples, temperatures
+from arvrm.training.pretraining import _moments_again
 from arvrm.windows import EpisodeTable, HumanWindows, PlaceSamples, TextTable, WindowConfig, decode_frames
 
 SMALL_PLACES = PlacesConfig(enabled=True, size=32, channels=(8, 16, 16), depth=(1, 1), words=16)
@@ -203,7 +204,7 @@ def test_moments_are_found_again_with_what_places_have_learnt_and_once_only(root
     assert all(whole[name].equal(rest[name]) for name in whole)
 
 
-@pytest.mark.parametrize("damage", ["cut", "other clips", "no numbers"])
+@pytest.mark.parametrize("damage", ["cut", "other clips", "no numbers", "one array", "no steps"])
 def test_kept_moments_that_are_damaged_are_refused_in_one_line(root, tmp_path, damage):
     config = dataclasses.replace(configuration(root, tmp_path / "run"), moments_again=1)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpoint_every=1))
@@ -214,10 +215,14 @@ def test_kept_moments_that_are_damaged_are_refused_in_one_line(root, tmp_path, d
     file = tmp_path / "run" / "moments.npz"
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:100])
+    elif damage == "one array":
+        with open(file, "wb") as writable:
+            np.save(writable, np.zeros((8, 2)))
     else:
-        steps = np.zeros((3, 2), int) if damage == "other clips" else np.array([[None, None]] * 8)
+        wrong = {"other clips": np.zeros((3, 2), int), "no numbers": np.array([[None, None]] * 8)}
+        steps = wrong.get(damage, np.full((8, 2), -1))
         np.savez(file, steps=steps, sure=np.zeros((len(steps), 2), np.float32))
-    with pytest.raises(UserError, match=r"run/moments\.npz: .*; delete it, and places as they are then find them anew"):
+    with pytest.raises(UserError, match=r"run/moments\.npz: .*; delete it: they are found again"):
         pretrain(dataclasses.replace(config, resume=True), progress=False)
     file.unlink()
     pretrain(dataclasses.replace(config, resume=True), progress=False)
@@ -245,6 +250,13 @@ def test_moments_that_a_person_corrected_are_taken_as_they_are_and_stay(root, tm
     assert "1 of 8 episodes' are given by data.moments" in capsys.readouterr().err
     held = np.load(tmp_path / "run" / "moments.npz")
     assert held["steps"][3].tolist() == [5, 9] and held["sure"][3].tolist() == [1, 1]
+    given(tmp_path / "m.json", **{ids[3]: {"touch": 6, "end": 9, "touch_confidence": 0.5}})
+    finder = MomentFinder.of(config.data, table_of(root))
+    steps, sure = _moments_again(table_of(root), finder, tmp_path / "run")
+    assert steps[3].tolist() == [6, 9] and sure[3].tolist() == [0.5, 1], "corrected once more, and resumed"
+    assert (np.delete(steps, 3, 0) == np.delete(held["steps"], 3, 0)).all()
+    pretrain(dataclasses.replace(config, overwrite=True, moments_again=0), progress=False)
+    assert not (tmp_path / "run" / "moments.npz").exists(), "begun anew, it knows nothing of the run before"
 
 
 def test_moments_that_do_not_fit_are_refused_in_one_line(root, tmp_path):
@@ -256,6 +268,11 @@ def test_moments_that_do_not_fit_are_refused_in_one_line(root, tmp_path):
         ({one: {"touch": 9, "end": 2}}, f"{one}: end is 2, before touch, 9"),
         ({one: {"touch": -1, "end": 2}}, f"{one}.*touch is -1"),
         ({one: {"touch": "soon", "end": 2}}, f"{one}.*touch"),
+        ({one: {"touch": 5}}, f"{one}.*end"),
+        ({one: {"tuch": 5, "end": 9}}, f"{one}.*tuch.*touch"),
+        ({one: {"touch": 5, "end": 9, "touch_confidence": 1.5}}, f"{one}.*touch_confidence is 1.5"),
+        ({one: {"touch": 5, "end": 9, "steps": 7}}, f"{one} is another episode there"),
+        ({one: {"touch": 5, "end": 9, "instruction": "sing"}}, f"{one} is another episode there"),
         ({}, "has no moments of episodes"),
     ):
         file = given(tmp_path / "m.json", **episodes)
@@ -265,6 +282,10 @@ def test_moments_that_do_not_fit_are_refused_in_one_line(root, tmp_path):
     file = given(tmp_path / "m.json", **{one: {"touch": 1, "end": 2}})
     with pytest.raises(UserError, match="is in .* and in .*; give one of the stores"):
         MomentFinder.of(dataclasses.replace(data, moments=(file,)), table, table)
+    other = given(tmp_path / "o.json", **{one: {"touch": 1, "end": 3}})
+    assert MomentFinder.of(dataclasses.replace(data, moments=(file, file)), table).given
+    with pytest.raises(UserError, match=f"o.json: {one} has other moments than in a file before"):
+        MomentFinder.of(dataclasses.replace(data, moments=(file, other)), table)
     with pytest.raises(UserError, match="nothing.json"):
         MomentFinder.of(dataclasses.replace(data, moments=(str(tmp_path / "nothing.json"),)), table)
     with pytest.raises(ValueError, match="only places need moments"):
@@ -396,7 +417,8 @@ def samples_of(store):
     table = EpisodeTable([store], "human", 3)
     text, mask = TextEncoder().tokens(list(table.sentences))
     frames = decode_frames(table, "rgb_static", 32, None)
-    return place_samples(HumanWindows(table, WindowConfig(history=1), 21, TextTable(text, mask), frames))
+    hands = HumanWindows(table, WindowConfig(history=1), 21, TextTable(text, mask), frames)
+    return place_samples(hands, MomentFinder())
 
 
 def test_a_sample_shows_an_image_before_the_touch_and_the_hand_at_the_moments(tmp_path):

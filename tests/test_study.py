@@ -254,7 +254,8 @@ def test_study_makes_what_cells_share_once_and_goes_on_where_it_was(tmp_path, mo
     assert true["policy_identity"]["control"]["places"] == "true"
     (told,) = (tmp_path / "out" / "stores").glob("as-clips-*-moments.json")
     (robots,) = (EpisodeStore(path) for path in (tmp_path / "out" / "stores").glob("robot-*"))
-    assert all(one == episode_moments(robots, id) for id, one in read_moments(told).items()), "as robots' are found"
+    moments = read_moments(told, robots.header)
+    assert all(one == episode_moments(robots, id) for id, one in moments.items()), "as robots' are found"
     runs = [(path / "run.json").read_text() for path in (tmp_path / "out" / "hands").iterdir()]
     assert sorted(told.name in run for run in runs) == [False, True]
     made = _Made(tmp_path / "out", config, load_settings(str(file)))

@@ -11,6 +11,7 @@ from test_policy import make_policy, request
 import arvrm.training.threads as threads
 from arvrm.interface import UserError
 from arvrm.policy import policy_factory
+from arvrm.study.controls import Control, controlled
 from arvrm.training import DataConfig, PretrainConfig, TrainConfig
 from arvrm.training.threads import candidates, fastest, measured, threads_of, using_threads
 
@@ -57,14 +58,16 @@ def test_numbers_take_turns_and_the_thread_count_comes_back():
     assert seen[:4] == [2, 1, 2, 1] and set(times) == {1, 2} and torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize("kind", ["analogy", "learned"])
+@pytest.mark.parametrize("kind", ["analogy", "control", "learned"])
 def test_a_policy_plans_with_its_own_threads_and_leaves_the_process_its_number(tmp_path, monkeypatch, kind):
-    folder = made(tmp_path / "c") if kind == "analogy" else make_policy(tmp_path / "c")
+    folder = make_policy(tmp_path / "c") if kind == "learned" else made(tmp_path / "c")
     factory, _ = policy_factory(folder, threads=1)
     policy = factory()
+    if kind == "control":
+        policy = controlled(policy, Control(motion="mean"), ())
     assert torch.get_num_threads() == 2, "loading leaves it as it was"
     seen = []
-    name = "_answer" if kind == "analogy" else "_plan"
+    name = "_plan" if kind == "learned" else "_answer"
     monkeypatch.setattr(policy, name, lambda asked: seen.append(torch.get_num_threads()))
     policy.plan([request()])
     assert seen == [1] and torch.get_num_threads() == 2, "training that follows in the same process has all cores"

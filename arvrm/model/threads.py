@@ -10,13 +10,16 @@ import torch
 
 @contextlib.contextmanager
 def torch_threads(number: int | None) -> Iterator[None]:
-    """Let torch use so many threads in the block (None: as many as before); afterwards it uses as many as before.
+    """Let torch use so many threads in the block, and afterwards as many as before; None: nothing is changed.
 
-    The number is the whole process's: left as it was set, whoever computes next would go on with it.
+    The number is the whole process's: left as it was set, whoever computes next would go on with it. So the blocks of
+    several Python threads must not overlap.
     """
+    if number is None:
+        yield
+        return
     before = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
+    torch.set_num_threads(number)
     try:
         yield
     finally:

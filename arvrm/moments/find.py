@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, astuple, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -154,15 +154,17 @@ def moments_of_store(
         ids: of those asked for; None: all.
 
     Raises:
-        UserError: an unknown robot, a damaged record, or the cache cannot be written.
+        UserError: no such episode, an unknown robot, a damaged record, or the cache cannot be written.
     """
-    headers = list(store.headers())
-    key = _cache_key(headers)
-    known = {} if cache is None else _cached(Path(cache), key)
-    wanted = [header.id for header in headers] if ids is None else list(ids)
+    wanted = list(store.ids if ids is None else ids)
+    if cache is None or not wanted:
+        return {id: episode_moments(store, id, None, expected) for id in wanted}
+    key = _cache_key(list(store.headers()))
+    known = _cached(Path(cache), key)
     new = {id: episode_moments(store, id, None, expected) for id in wanted if id not in known}
-    known |= new
-    if cache is not None and new:
+    if new:
+        # Another run may have written meanwhile what it found.
+        known = _cached(Path(cache), key) | known | new
         Path(cache).parent.mkdir(parents=True, exist_ok=True)
         write_json(cache, {"key": key, "moments": {id: list(astuple(one)) for id, one in known.items()}}, indent=None)
     return {id: known[id] for id in wanted}
@@ -172,9 +174,10 @@ def moments_of_store(
 class _Given:
     """An episode in the file that `arvrm moments` writes."""
 
-    further_keys = True
-    touch: int = bounded(0, least=0)
-    end: int = bounded(0, least=0)
+    touch: int = bounded(MISSING, least=0)
+    end: int = bounded(MISSING, least=0)
+    instruction: str | None = None
+    steps: int | None = None
     touch_confidence: float = bounded(1.0, least=0, most=1)
     end_confidence: float = bounded(1.0, least=0, most=1)
 
@@ -184,18 +187,30 @@ class _Given:
             raise ValueError(f"end is {self.end}, before touch, {self.touch}; correct one of them")
 
 
-def read_moments(file: str | Path) -> dict[str, Moments]:
+def read_moments(file: str | Path, header_of: Callable[[str], EpisodeHeader | None]) -> dict[str, Moments]:
     """Read moments by episode from a file that `arvrm moments` wrote, and somebody may have corrected.
 
+    Args:
+        header_of: returns an episode's header; None: of an episode that is not asked for.
+
     Raises:
-        UserError: there is none, or it is of another form.
+        UserError: there is none, it is of another form, or what it says of an episode is of another one.
     """
     content = read_json(Path(file), "give a file that `arvrm moments` wrote")
     episodes = content.get("episodes") if isinstance(content, dict) else None
     if not isinstance(episodes, dict) or not episodes:
         raise UserError(f"{file}: has no moments of episodes; give a file that `arvrm moments` wrote")
-    given = {id: from_dict(_Given, values, f"{file}: {id}") for id, values in episodes.items()}
-    return {id: Moments(*astuple(one)) for id, one in given.items()}
+    found = {}
+    for id, values in episodes.items():
+        one, header = from_dict(_Given, values, f"{file}: {id}"), header_of(id)
+        if header is None:
+            continue
+        if one.steps not in (None, header.steps) or one.instruction not in (None, header.instruction):
+            raise UserError(f"{file}: {id} is another episode there than in the store; give the file of this store")
+        if one.end >= header.steps:
+            raise UserError(f"{file}: {id}: end is {one.end}, and it has {header.steps} steps; correct it")
+        found[id] = Moments(one.touch, one.end, one.touch_confidence, one.end_confidence)
+    return found
 
 
 def _cache_key(headers: list[EpisodeHeader]) -> str:
@@ -214,7 +229,7 @@ def _cached(file: Path, key: str) -> dict[str, Moments]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["key"] == key:
-            return {id: Moments(*values) for id, values in content["moments"].items()}
-    except (OSError, ValueError, TypeError, KeyError):
+            return {id: Moments(int(a), int(b), float(c), float(d)) for id, (a, b, c, d) in content["moments"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass
     return {}

@@ -160,7 +160,7 @@ def _demonstration(metadata: CheckpointMetadata, motion: Motion) -> tuple[list[t
 def _touched(store: EpisodeStore, header: EpisodeHeader, motions: Sequence[Motion]) -> int:
     """The step of an episode's touch, as a library knows it if it does."""
     for motion in motions:
-        if motion.id == header.id:
+        if motion.id == header.id and motion.embodiment == header.embodiment:
             if motion.touched is not None:
                 return motion.touched
             if motion.embodiment == "robot":  # a path of a hand has steps of its own

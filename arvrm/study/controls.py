@@ -72,7 +72,8 @@ def controlled(policy: AnalogyPolicy, control: Control, stores: Sequence[str]) -
         found = MeanSeer(found)
     if control.off_m:
         found = OffSeer(found, control.off_m)
-    return AnalogyPolicy(policy.robot, found, dict(policy.spec.image_sizes), policy.spec.batch, policy.residual)
+    sizes, batch = dict(policy.spec.image_sizes), policy.spec.batch
+    return AnalogyPolicy(policy.robot, found, sizes, batch, policy.residual, policy.threads)
 
 
 class _Around:

@@ -355,7 +355,8 @@ class _Made:
 
     def _demonstrations_as_clips(self, cell: Cell) -> tuple[Path, Path]:
         """Return a store of the cell's demonstrations in which the gripper's fingers stand for a hand, and the file of
-        their moments, found as those of robots are: what finds hands' moments reads a gripper's worse."""
+        their moments, found as those of robots are: what finds hands' moments reads a gripper's worse. Stage 1 keeps
+        them."""
         from arvrm.training.agreement import MomentFinder
         from arvrm.training.data import DataConfig, open_table, split
 

@@ -119,19 +119,28 @@ class MomentFinder:
             for id, number in zip(table.ids, table.store, strict=True):
                 stores.setdefault(str(id), []).append(table.stores[number])
         given: dict[str, Moments] = {}
+        others: set[str] = set()
         for file in data.moments:
-            known = {id: one for id, one in read_moments(file).items() if id in stores}
+
+            def header_of(id: str, file: str = file) -> EpisodeHeader | None:
+                if id not in stores:
+                    others.add(id)
+                    return None
+                first, *more = stores[id]
+                if more:
+                    raise UserError(f"{file}: {id} is in {first.path} and in {more[0].path}; give one of the stores")
+                return first.header(id)
+
+            known = read_moments(file, header_of)
             if not known:
                 raise UserError(f"{file}: names no episode of the stores; correct data.moments")
-            for id, one in known.items():
-                first, *others = stores[id]
-                if others:
-                    raise UserError(f"{file}: {id} is in {first.path} and in {others[0].path}; give one of the stores")
-                if one.end >= (steps := first.header(id).steps):
-                    raise UserError(f"{file}: {id}: end is {one.end}, and it has {steps} steps; correct it")
+            twice = next((id for id, one in known.items() if given.get(id, one) != one), None)
+            if twice is not None:
+                raise UserError(f"{file}: {twice} has other moments than in a file before; leave it out of one of them")
             given |= known
         if progress and processes.is_main():
-            print(f"moments: {len(given)} of {len(stores)} episodes' are given by data.moments", file=sys.stderr)
+            said = f"moments: {len(given)} of {len(stores)} episodes' are given by data.moments"
+            print(said + (f", {len(others)} there are of other episodes" if others else ""), file=sys.stderr)
         return cls(data.cache, given)
 
     def moments(self, table: EpisodeTable, rows: Sequence[int] | np.ndarray) -> list[Moments]:

@@ -24,7 +24,7 @@ def moments_of(table: EpisodeTable, finder: MomentFinder) -> tuple[np.ndarray, n
     return steps, sure
 
 
-def place_samples(windows: HumanWindows, finder: MomentFinder | None = None) -> PlaceSamples:
+def place_samples(windows: HumanWindows, finder: MomentFinder) -> PlaceSamples:
     """Return the samples of the clips of `windows`.
 
     Raises:
@@ -35,7 +35,7 @@ def place_samples(windows: HumanWindows, finder: MomentFinder | None = None) -> 
     hands = windows
     if windows.joints != 21:
         hands = HumanWindows(windows.table, windows.config, 21, windows.text, None, windows.keypoints is not None)
-    moments, sure = moments_of(windows.table, finder or MomentFinder())
+    moments, sure = moments_of(windows.table, finder)
     if not (sure[:, 0] > 0).any():
         raise UserError("places: in no clip a touch was found; look at some with `arvrm moments`")
     return PlaceSamples(hands, windows.frames, moments, sure, MOTION_STEPS)

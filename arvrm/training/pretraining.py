@@ -29,7 +29,7 @@ from arvrm.training.runs import begin_run, metadata_of, reserved, saver
 from arvrm.training.threads import threads_of
 from arvrm.windows import HUMAN_CAMERA, EpisodeTable, HumanWindows, WindowConfig
 
-_FIND_ANEW = "delete it, and places as they are then find them anew"
+_FIND_ANEW = "delete it: they are found again with what places have learnt by then"
 _SENTENCES = 2000
 """That places know by heart, at most."""
 
@@ -140,18 +140,23 @@ def _with_sentences(config: ModelConfig, table: EpisodeTable, episodes: np.ndarr
 def _moments_again(table: EpisodeTable, finder: MomentFinder, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the moments of a table's clips as `training.places.moments_of` does, with what places have learnt.
 
-    They are kept in the run's folder: a run that goes on later has learnt more since, and must not find others.
+    They are kept in the run's folder: a run that goes on later has learnt more since, and must not find others. Those
+    that are given stay as they are given.
 
     Raises:
         UserError: what is kept there is damaged or of other clips.
     """
     file = folder / "moments.npz"
-    if file.is_file():
-        return _kept_moments(file, len(table))
-    steps, sure = moments_of(table, finder)
-    if processes.is_main():
-        with replacing(file) as partial, open(partial, "wb") as writable:
-            np.savez(writable, steps=steps, sure=sure)
+    if not file.is_file():
+        steps, sure = moments_of(table, finder)
+        if processes.is_main():
+            with replacing(file) as partial, open(partial, "wb") as writable:
+                np.savez(writable, steps=steps, sure=sure)
+        return steps, sure
+    steps, sure = _kept_moments(file, len(table))
+    for row, one in enumerate(finder.given.get(str(id)) for id in table.ids):
+        if one is not None:
+            steps[row], sure[row] = (one.touch, one.end), (one.touch_confidence, one.end_confidence)
     return steps, sure
 
 
@@ -159,10 +164,13 @@ def _kept_moments(file: Path, clips: int) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as held:
             steps, sure = held["steps"], held["sure"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{file}: is damaged ({error}); {_FIND_ANEW}") from error
-    if steps.shape != (clips, 2) or sure.shape != (clips, 2) or steps.dtype.kind != "i" or sure.dtype.kind != "f":
+    if steps.shape != (clips, 2) or sure.shape != (clips, 2):
         raise UserError(f"{file}: holds no moments of {clips} clips; {_FIND_ANEW}")
+    fits = steps.dtype.kind == "i" and sure.dtype.kind == "f" and ((sure >= 0) & (sure <= 1)).all()
+    if not fits or (steps[:, 0] < 0).any() or (steps[:, 1] < steps[:, 0]).any():
+        raise UserError(f"{file}: holds what are no moments; {_FIND_ANEW}")
     return steps, sure
 
 

@@ -29,7 +29,7 @@ from arvrm.windows import EpisodeTable, WindowConfig, store_fingerprint
 
 Stage = Literal["pretrain", "finetune"]
 _OURS = (
-    "motions.json", "motions.safetensors",
+    "motions.json", "motions.safetensors", "moments.npz",
     "state", "metrics.jsonl", "tensorboard", "model.safetensors", "config.json", "statistics.json", "run.json",
 )  # fmt: skip
 """In the order in which they are deleted: killed meanwhile, nothing goes on with half of a run, and it is still one."""
