@@ -178,6 +178,10 @@ def test_a_motion_of_a_hand_is_carried_over_only_where_no_demonstration_does_wha
     does, another = motion("does", going((0.1, 0, 0)), less), motion("another", going((-0.1, 0, 0)), less)
     assert ranked(retriever(does, *clips), said(1.0))[0] == "does"
     assert set(ranked(retriever(another, *clips), said(1.0))) == {"clip-0", "clip-1", "clip-2"}
+    # "To the right" is nearly "to the left" in words; what hands do of just these words tells the two apart.
+    nearly, best = (motion("another", going((-0.1, 0, 0)), said(like)) for like in (0.93, 0.96))
+    assert set(ranked(retriever(nearly, *clips), said(1.0))) == {"clip-0", "clip-1", "clip-2"}
+    assert ranked(retriever(best, *clips), said(1.0))[0] == "another", "of its own words it is believed"
     # Of what nobody has heard, demonstrations are tried, and no clip.
     assert ranked(retriever(another, *clips), np.array([0, 0, 0, 1.0])) == ["another"]
 

@@ -136,7 +136,9 @@ class Retriever:
         if words.max() < self.config.known:
             return None
         like = alike(self.deeds, self.deeds[np.where(self.of_hands, words, -1.0).argmax()]) >= SAME
-        least = words.max() - np.where(like | self._told_same(terms), _LESS_ALIKE, self.config.margin)
+        # Where clips tell what is done, one that does something else shows it only if nothing more alike is said.
+        margin = 0.0 if self._told(terms) else self.config.margin
+        least = words.max() - np.where(like | self._told_same(terms), _LESS_ALIKE, margin)
         return "robot" if (~self.of_hands & (words >= least)).any() else "human"
 
     def ranked(self, terms: np.ndarray) -> list[int]:
@@ -157,8 +159,11 @@ class Retriever:
 
     def _told_same(self, terms: np.ndarray) -> np.ndarray:
         """(n,) whether motions do what clips tell; none does where no clip tells."""
-        told = terms[:, _DOES].min() < 1
-        return (terms[:, _DOES] >= SAME) & told
+        return (terms[:, _DOES] >= SAME) & self._told(terms)
+
+    def _told(self, terms: np.ndarray) -> bool:
+        """Whether clips tell what is done."""
+        return bool(terms[:, _DOES].min() < 1)
 
 
 def acting_points(hand: np.ndarray) -> np.ndarray:
