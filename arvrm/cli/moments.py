@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from arvrm.config import bounded, check_bounds
@@ -39,7 +39,7 @@ class MomentsConfig:
 def moments(config: MomentsConfig) -> Path:
     """Find the moments and write them; with `judge`, print the table to stderr too."""
     from arvrm.moments import judged
-    from arvrm.moments.find import episode_signals, found_in
+    from arvrm.moments.find import episode_signals, found_in, moments_entry
     from arvrm.moments.network import load_scorer
 
     output = Path(config.output)
@@ -60,7 +60,7 @@ def moments(config: MomentsConfig) -> Path:
         scorer = load_scorer(header.embodiment)
         signals = episode_signals(store, header)
         found = found_in(signals, header.instruction, scorer, header.embodiment)
-        episodes[id] = {"instruction": header.instruction, "steps": header.steps, **asdict(found)}
+        episodes[id] = moments_entry(header, found)
         if config.judge:
             arrays = store.arrays(id, ("robot_obs",)) if "robot_obs" in header.arrays else {}
             for moment, list_ in against.items():

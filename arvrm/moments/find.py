@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, astuple, dataclass
+from dataclasses import MISSING, asdict, astuple, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -185,6 +185,11 @@ class _Given:
         check_bounds(self)
         if self.end < self.touch:
             raise ValueError(f"end is {self.end}, before touch, {self.touch}; correct one of them")
+
+
+def moments_entry(header: EpisodeHeader, found: Moments) -> dict[str, Any]:
+    """What a file of moments says of an episode, for a person and for `read_moments`."""
+    return {"instruction": header.instruction, "steps": header.steps, **asdict(found)}
 
 
 def read_moments(file: str | Path, header_of: Callable[[str], EpisodeHeader | None]) -> dict[str, Moments]:

@@ -31,7 +31,8 @@ class RetrieveConfig:
             motions are candidates, words count a third and what the hand does three times as much.
 
     A clip's motion is carried over where what is said of it is more alike by `margin` than what is said of any
-    demonstration.
+    demonstration; where clips tell what is done (`Retriever.told`), a demonstration that does something else counts
+    only if nothing more alike is said, and one that does the same also if less is.
     """
 
     words: float = bounded(3.0, least=0, most=100)

@@ -357,6 +357,7 @@ class _Made:
         """Return a store of the cell's demonstrations in which the gripper's fingers stand for a hand, and the file of
         their moments, found as those of robots are: what finds hands' moments reads a gripper's worse. Stage 1 keeps
         them."""
+        from arvrm.moments.find import moments_entry
         from arvrm.training.agreement import MomentFinder
         from arvrm.training.data import DataConfig, open_table, split
 
@@ -369,8 +370,9 @@ class _Made:
             episodes, _ = split(table, config)
             if not folder.exists():
                 write_as_clips(table, episodes, folder)
-            found = zip(episodes, MomentFinder().moments(table, episodes), strict=True)
-            files.write_json(file, {"episodes": {str(table.ids[row]): to_dict(one) for row, one in found}})
+            headers = [table.stores[table.store[row]].header(str(table.ids[row])) for row in episodes]
+            found = zip(headers, MomentFinder().moments(table, episodes), strict=True)
+            files.write_json(file, {"episodes": {header.id: moments_entry(header, one) for header, one in found}})
         return folder, file
 
     def _store(self, embodiment: str, settings: dict[str, Any]) -> Path:
