@@ -1,7 +1,9 @@
 """Places: the hand at the moments of an instruction, in an image without one."""
 
 import dataclasses
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from arvrm.model.places import MOTION_SIZE, PIXELS, PlaceNet, modes, predict_han
 from arvrm.model.text import TextEncoder
 from arvrm.moments import Moments
 from arvrm.moments.find import episode_signals
+from arvrm.sim.scene import scene_description
 from arvrm.training import FinetuneConfig, PretrainConfig, pretrain
 from arvrm.training.agreement import MomentFinder, PlacesSeen
 from arvrm.training.loop import Trainer
@@ -450,3 +453,35 @@ def test_the_temperature_makes_a_heatmap_as_sure_as_it_is_right():
     assert 0.8 < own < 1.5  # a little above 1, since a point is spread over the cells about it
     assert temperatures(4 * right, where, known)[0] / own == pytest.approx(4, rel=0.15)
     assert temperatures(right / 4, where, known)[0] / own == pytest.approx(0.25, rel=0.15)
+
+
+def test_places_are_judged_by_every_place_that_does_what_is_said():
+    path = Path(__file__).parents[1] / "benchmarks/places.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_places", path)
+    assert spec is not None and spec.loader is not None
+    judging = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(judging)
+    fixtures = scene_description("D").fixtures
+    low, high = (np.array(corner) for corner in fixtures.surfaces["table"])
+    blocks = low + np.array([[0.2], [0.5], [0.8]]) * (high - low)
+    tcp = blocks[0] + [0.0, 0.04, 0.01]
+
+    def right(task, after, **others):
+        landmarks = np.zeros((2, 7, 3))
+        landmarks[:, :3], landmarks[1, 0] = blocks, after
+        state = {"robot_obs": np.tile(np.append(tcp, np.zeros(12)), (2, 1)), "scene_obs": np.zeros((2, 24))}
+        return judging.right_places(task, fixtures, 0, landmarks=landmarks, **(state | others))
+
+    assert np.allclose(right("lift_red_block_table", blocks[0] + [0, 0, 0.1]), tcp), "words name the block"
+    # Behind any block of the table; and above one or the other of those that are not held.
+    apart = blocks[1:] - blocks[0]
+    assert np.allclose(right("push_into_drawer", blocks[0] - [0, 0.2, 0.1]), tcp + [[0, 0, 0], *apart])
+    assert np.allclose(right("stack_block", blocks[1] + [0, 0, 0.04]), tcp + [[0, 0, 0], blocks[2] - blocks[1]])
+    opened = np.zeros((2, 24))
+    opened[:, 1] = 0.2
+    inside = right("place_in_drawer", blocks[0] - [0, 0.2, 0.1], scene_obs=opened)[1:]
+    shut = np.array(fixtures.drawer_box)[:, :2]
+    assert len(inside) > 100 and (inside[:, 1] < fixtures.table_box[0][1]).all(), "where the table does not hide it"
+    assert (inside[:, :2] >= shut[0] + np.array(fixtures.drawer_direction)[:2] * 0.2 + 0.019).all()
+    cabinet = right("place_in_slider", blocks[0] + [0, 0.2, 0])[1:]
+    assert (cabinet[:, :2] >= np.array(fixtures.cabinet_box[0][:2]) - 1e-9).all() and (cabinet[:, 2] == tcp[2]).all()

@@ -86,6 +86,22 @@ def test_the_choice_is_said_in_one_line_with_the_reason(capsys):
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.parametrize("precision, times, said", [("bf16", 19.8, True), ("bf16", 0.5, False), ("fp32", 19.8, False)])
+def test_who_trains_in_bf16_on_a_processor_without_it_is_told(tmp_path, monkeypatch, capsys, precision, times, said):
+    monkeypatch.setattr(threads, "bf16_slowdown", lambda: times)
+    config = replace(run(tmp_path, resume=False), train=TrainConfig(precision=precision))
+    with threads.threads_of(config):
+        pass
+    line = "precision: this processor computes in bf16 slowly; train.precision=fp32 is faster\n"
+    assert (line in capsys.readouterr().err) == said
+    with threads.threads_of(config, progress=False):
+        assert capsys.readouterr().err == ""
+
+
+def test_how_much_slower_bf16_is_is_measured():
+    assert 0.01 < threads.bf16_slowdown() < 1000
+
+
 def test_nothing_is_said_without_progress(capsys):
     with using_threads(progress=False):
         pass

@@ -3,6 +3,8 @@
 Threads wait for each other after every small piece of work. Where other programs hold the cores, torch's default of one
 thread a core is several times slower than a single thread, so both are tried for a moment first. Results of another
 number of threads differ in their last bits: a resumed run keeps its number.
+
+bf16 on a processor that has none takes ten times as long as fp32; who asks for it there is told.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from arvrm.training.runs import RunConfig
 ROUNDS = 5
 SECONDS = 0.5
 """Trying ends after so many rounds, or, where that takes long, with the round in which so much time has passed."""
+SLOW = 2.0
+"""bf16 that takes so many times as long as fp32 is said to be slow."""
 MARGIN = 1.25
 """Fewer threads must be so many times as fast as all: on free cores chance must not decide, nor change results."""
 
@@ -43,7 +47,11 @@ def using_threads(wanted: int | None = None, progress: bool = True, before: int 
 
 
 def threads_of(config: RunConfig, progress: bool = True) -> contextlib.AbstractContextManager[int]:
-    """Return the block in which a run computes, with `train.threads`, or as it did before it was stopped."""
+    """Return the block in which a run computes, with `train.threads`, or as it did before it was stopped; says where
+    its precision is slow."""
+    on_cpu = config.train.device == "cpu" or not torch.cuda.is_available()
+    if progress and processes.is_main() and on_cpu and config.train.precision == "bf16" and bf16_slowdown() > SLOW:
+        print("precision: this processor computes in bf16 slowly; train.precision=fp32 is faster", file=sys.stderr)
     before = _threads_before(Path(config.output)) if config.resume else None
     return using_threads(config.train.threads, progress, before)
 
@@ -110,6 +118,19 @@ def fastest(times: dict[int, float]) -> int:
     """Return the number of threads to use: the largest, unless another is faster by `MARGIN`."""
     best, most = min(times, key=lambda number: times[number]), max(times)
     return best if times[best] * MARGIN < times[most] else most
+
+
+def bf16_slowdown() -> float:
+    """Return how many times as long as in fp32 a product of matrices takes in bf16 on this processor."""
+    seconds = {}
+    for kind in (torch.float32, torch.bfloat16):
+        left, right = torch.ones(512, 128, dtype=kind), torch.ones(128, 512, dtype=kind)
+        left @ right  # starts the threads
+        start = time.perf_counter()
+        for _ in range(ROUNDS):
+            left @ right
+        seconds[kind] = time.perf_counter() - start
+    return seconds[torch.bfloat16] / seconds[torch.float32]
 
 
 def _small_network() -> Callable[[], object]:
