@@ -276,7 +276,7 @@ if __name__ == "__main__":
     parser.add_argument("--hands", nargs="+", default=[])
     parser.add_argument("--robot", nargs="+", default=[])
     parser.add_argument("--scenes", nargs="+", default=["D"])
-    parser.add_argument("--assets", choices=("builtin", "calvin"), default="builtin", help="of the robots' scenes")
+    parser.add_argument("--assets", choices=("builtin", "official"), default="builtin", help="of the robots' scenes")
     parser.add_argument("--calvin-root", help="the official checkout; default: the environment's CALVIN_ROOT")
     parser.add_argument("--own", action="store_true", help="ask with the episodes' own sentences")
     parser.add_argument("--cache", default="/tmp")
