@@ -421,6 +421,15 @@ class Drawn(Even):
         return Drawing("rgb_static", (Stroke(np.array([[0.0, 0.5], [1.0, 0.5]]), "#0000ff", 0.2),))
 
 
+def test_an_evaluation_begun_anew_leaves_no_film_of_the_one_before(tmp_path):
+    own = tmp_path / "results_films/own.mp4"
+    evaluate(Steady, config(tmp_path, film_successes=1), SmallWorld, jobs(1))
+    assert [path.name for path in own.parent.iterdir()] == ["chain_00000.mp4"]
+    own.touch()
+    again = evaluate(Steady, config(tmp_path, overwrite=True), SmallWorld, jobs(1))
+    assert load_results(again)["films"] == [] and list(own.parent.iterdir()) == [own]
+
+
 def test_films_show_what_the_policy_has_in_mind_when_it_acts(tmp_path):
     settings = config(tmp_path, film_successes=1)
     results = load_results(evaluate(Drawn, settings, SmallWorld, jobs(1)))

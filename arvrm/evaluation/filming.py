@@ -31,6 +31,12 @@ def filmed(job: Job, config: EvaluateConfig) -> Job:
     return replace(job, film=str(film_folder(Path(config.output)) / f"chain_{job.index:05d}.mp4"))
 
 
+def discard_films(output: Path) -> None:
+    """Delete the films of an evaluation that is begun anew; other files in their folder stay."""
+    for film in film_folder(output).glob("chain_*.mp4"):
+        film.unlink()
+
+
 def keep_films(records: list[ChainRecord], config: EvaluateConfig, output: Path) -> tuple[list[ChainRecord], list[str]]:
     """Keep the films of the chains that came farthest and of those that failed first; delete the others.
 

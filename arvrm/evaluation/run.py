@@ -13,7 +13,7 @@ from arvrm import processes
 from arvrm.config import to_dict
 from arvrm.evaluation.chosen import Chosen, choose
 from arvrm.evaluation.config import NOT_COMPARED, OFFICIAL_CHAINS, SWITCHES, EvaluateConfig
-from arvrm.evaluation.filming import film_folder, keep_films
+from arvrm.evaluation.filming import discard_films, film_folder, keep_films
 from arvrm.evaluation.parent import Parent
 from arvrm.files import check_free, clear_folder
 from arvrm.interface import Job, Policy, UserError, WorldFactory
@@ -60,6 +60,8 @@ def evaluate(
         raise UserError(f"{parts[0]}: exists; pass --resume to go on with it or --overwrite to begin anew")
     with ChainLog(log_path, fingerprint, resume=config.resume, overwrite=config.overwrite) as log:
         clear_folder(film_folder(output))
+        if config.overwrite:
+            discard_films(output)
         for part in parts:  # of a run of several processes that was killed
             part.unlink() if config.overwrite else log.absorb(part)
         missing = [job for job in chosen.jobs if job.index not in log.records]
