@@ -39,6 +39,9 @@ from arvrm.training.data import text_table
 from arvrm.training.places import judge_places, moments_of
 from arvrm.windows import EpisodeTable, HumanWindows, PlaceSamples, WindowConfig, decode_frames, split_episodes
 
+_CLEAR_M, _SAME_ROOM_M, _HALF_M = 0.05, 0.08, 0.02
+"""From what lies in the drawer or cabinet to where a block is let go; so near in height it lies there; half a block."""
+
 
 def samples_of(
     stores: list[str], cache: str, net: PlaceNet | None = None
@@ -137,9 +140,6 @@ def right_places(
     else:
         others = np.zeros((0, 3))
     return np.concatenate([tcp[None], others])
-
-
-_CLEAR_M, _SAME_ROOM_M, _HALF_M = 0.05, 0.08, 0.02
 
 
 def _room(task: str, fixtures: Fixtures, scene_obs: np.ndarray) -> Box:
