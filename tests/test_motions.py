@@ -26,7 +26,7 @@ from arvrm.motions import (
     save_library,
 )
 from arvrm.motions.camera import on_plane, project, read_camera
-from arvrm.motions.path import BESIDE_M, STEP_M, entry_of, lets_go, takes
+from arvrm.motions.path import BESIDE_M, STEP_M, STEP_RAD, entry_of, lets_go, takes
 from arvrm.robots.calvin import CALVIN
 from arvrm.robots.vector import Ranges, VectorRobot
 
@@ -84,6 +84,20 @@ def test_a_turn_turns_the_gripper_and_leaves_the_way():
     bent = bend(down_and_along(), np.array([0, 0, 0.2, np.pi, 0, 1.5]), Goal(np.zeros(3), 0.4))
     assert bent.poses[bent.touch, 5] == pytest.approx(1.9)
     assert np.allclose(bent.poses[-1, :3], [0.1, 0, 0])
+
+
+@pytest.mark.parametrize("turned, further", [(1.0, 1.7), (-1.0, -1.7), (0.5, 0.5)])
+def test_what_is_held_is_turned_on_past_where_the_demonstration_was_done(turned, further):
+    path = down_and_along()
+    path.poses[20:, 5] += np.linspace(0, turned, 11)
+    start = np.array([0.3, 0.2, 0.1, np.pi, 0, 1.5])
+    bent = bend(path, start, Goal(np.zeros(3), 0.4))
+    assert bent.poses[bent.touch, 5] == pytest.approx(1.9) and bent.poses[-1, 5] == pytest.approx(1.9 + further)
+    assert np.allclose(bent.poses[-1, :3], [0.1, 0, 0]) and np.abs(np.diff(bent.poses[:, 5])).max() <= STEP_RAD + 1e-9
+    again = bend(path, path.poses[24], Goal(np.zeros(3)), 25)
+    assert again.poses[-1, 5] == pytest.approx(1.5 + further), "also where it is bent anew on its way"
+    empty = replace(path, gripper=np.ones(31))
+    assert bend(empty, start, Goal(np.zeros(3))).poses[-1, 5] == pytest.approx(1.5 + turned), "it holds nothing"
 
 
 def test_what_was_touched_in_vain_is_touched_beside_on_each_side_in_turn_and_then_further():

@@ -25,6 +25,8 @@ SETTLED = 0.75
 """Share of the way to the touch (by length) after which a path that is bent anew lies wholly at its new place."""
 _AROUND = 5
 """Steps about the touch in which the gripper may be opening or closing."""
+TURNS_RAD, FURTHER = 0.6, 1.7
+"""Who turns the gripper so far with something in it, turns that; it is turned so many times as far as was shown."""
 TAKEN_UP_M = 0.03
 """What is taken goes up by so much."""
 BESIDE_PX, BESIDE_M = 1.5, 0.03
@@ -136,8 +138,10 @@ def entry_of(path: Path) -> int:
 def bend(path: Path, start: np.ndarray, goal: Goal, begin: int | None = None) -> Bent:
     """Carry a path over to where it is to begin and to act.
 
-    The last approach and what follows are moved as a whole, and stretched towards `goal.end` where that is given. The
-    way to the approach is up, across and down, as high as the motion itself came.
+    The last approach and what follows are moved as a whole, and stretched towards `goal.end` where that is given. What
+    is held is turned on past where it was: a demonstration ends where its task is done, and a thing that is gripped
+    askew turns less than the gripper, since the fingers turn it back first. The way to the approach is up, across and
+    down, as high as the motion itself came.
 
     Args:
         start: (6,) the controller's present target.
@@ -147,6 +151,7 @@ def bend(path: Path, start: np.ndarray, goal: Goal, begin: int | None = None) ->
     start = np.asarray(start, np.float64)[:6]
     first = entry_of(path) if begin is None else begin
     poses, touch = path.poses[first:].copy(), max(path.touch - first, 0)
+    poses[touch:, 5] += _turned_on(path)[first + touch - path.touch :]
     moved = np.zeros(6)
     moved[:3], moved[5] = goal.touch - path.tcp_touch[:3], goal.turn
     share = np.ones(len(poses))
@@ -169,6 +174,14 @@ def bend(path: Path, start: np.ndarray, goal: Goal, begin: int | None = None) ->
         rows = np.concatenate([np.full(len(there), first), rows])
         gripper = np.concatenate([np.full(len(there), gripper[0]), gripper])
     return _evened(start, poses, gripper, rows, touch)
+
+
+def _turned_on(path: Path) -> np.ndarray:
+    """How much further (rad) each row from the touch on is turned than it was shown: zeros where nothing is turned."""
+    turned = wrap_angle(path.poses[path.touch :, 5] - path.poses[path.touch, 5])
+    held = path.gripper[path.touch :] < 0
+    turns = bool(held.any()) and np.abs(turned[held]).max() >= TURNS_RAD
+    return (FURTHER - 1) * turned if turns else np.zeros(len(turned))
 
 
 def lets_go(path: Path) -> bool:
