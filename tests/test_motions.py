@@ -26,7 +26,7 @@ from arvrm.motions import (
     save_library,
 )
 from arvrm.motions.camera import on_plane, project, read_camera
-from arvrm.motions.path import BESIDE_M, STEP_M, STEP_RAD, entry_of, lets_go, takes
+from arvrm.motions.path import BESIDE_M, STEP_M, STEP_RAD, entry_of, lets_go, takes, yaws_of
 from arvrm.robots.calvin import CALVIN
 from arvrm.robots.vector import Ranges, VectorRobot
 
@@ -96,6 +96,13 @@ def test_what_is_held_is_turned_on_past_where_the_demonstration_was_done(turned,
     assert np.allclose(bent.poses[-1, :3], [0.1, 0, 0]) and np.abs(np.diff(bent.poses[:, 5])).max() <= STEP_RAD + 1e-9
     again = bend(path, path.poses[24], Goal(np.zeros(3)), 25)
     assert again.poses[-1, 5] == pytest.approx(1.5 + further), "also where it is bent anew on its way"
+    least, most = yaws_of([path, down_and_along()], 1.5)
+    assert (least, most) == (pytest.approx(1.5 + min(turned, 0)), pytest.approx(1.5 + max(turned, 0)))
+    wrist = Goal(np.zeros(3), -0.1 * np.sign(turned), yaws=(least, most))
+    end = 2.5 * np.sign(turned) + (0 if turned > 0 else 3.0) if abs(turned) == 1 else 1.9
+    assert bend(path, start, wrist).poses[-1, 5] == pytest.approx(end), "no further than any wrist was seen to go"
+    other = replace(wrist, turn=0.4 * np.sign(turned))
+    assert bend(path, start, other).poses[-1, 5] == pytest.approx(1.5 + turned + other.turn), "as far as it was shown"
     empty = replace(path, gripper=np.ones(31))
     assert bend(empty, start, Goal(np.zeros(3))).poses[-1, 5] == pytest.approx(1.5 + turned), "it holds nothing"
 

@@ -6,7 +6,7 @@ steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,6 +64,7 @@ class Goal:
         unsure: (2, 3) ways, m, by which the touch is off where it is seen a pixel beside; the longer one first. None:
             it is not off.
         quarter: a right angle (rad), signed as the wrist turns it; 0: the gripper cannot be turned.
+        yaws: the least and the most (rad) that the gripper may be turned to further than was shown; None: any.
     """
 
     touch: np.ndarray
@@ -72,6 +73,7 @@ class Goal:
     confidence: float = 1.0
     unsure: np.ndarray | None = None
     quarter: float = 0.0
+    yaws: tuple[float, float] | None = None
 
     def beside(self, way: np.ndarray) -> Goal:
         """Return the goal moved by a way (3,)."""
@@ -151,7 +153,7 @@ def bend(path: Path, start: np.ndarray, goal: Goal, begin: int | None = None) ->
     start = np.asarray(start, np.float64)[:6]
     first = entry_of(path) if begin is None else begin
     poses, touch = path.poses[first:].copy(), max(path.touch - first, 0)
-    poses[touch:, 5] += _turned_on(path)[first + touch - path.touch :]
+    poses[touch:, 5] += _turned_on(path, goal)[first + touch - path.touch :]
     moved = np.zeros(6)
     moved[:3], moved[5] = goal.touch - path.tcp_touch[:3], goal.turn
     share = np.ones(len(poses))
@@ -176,12 +178,38 @@ def bend(path: Path, start: np.ndarray, goal: Goal, begin: int | None = None) ->
     return _evened(start, poses, gripper, rows, touch)
 
 
-def _turned_on(path: Path) -> np.ndarray:
+def _turned_on(path: Path, goal: Goal) -> np.ndarray:
     """How much further (rad) each row from the touch on is turned than it was shown: zeros where nothing is turned."""
-    turned = wrap_angle(path.poses[path.touch :, 5] - path.poses[path.touch, 5])
+    turned = _turned(path)
     held = path.gripper[path.touch :] < 0
-    turns = bool(held.any()) and np.abs(turned[held]).max() >= TURNS_RAD
-    return (FURTHER - 1) * turned if turns else np.zeros(len(turned))
+    if not held.any() or np.abs(turned[held]).max() < TURNS_RAD:
+        return np.zeros(len(turned))
+    further = FURTHER * turned
+    if goal.yaws is not None:
+        least, most = goal.yaws
+        at = _about((least + most) / 2, path.poses[path.touch, 5] + goal.turn)
+        further = np.clip(at + further, np.minimum(least, at + turned), np.maximum(most, at + turned)) - at
+    return further - turned
+
+
+def _turned(path: Path) -> np.ndarray:
+    """How far (rad) each row from the touch on is turned from how the gripper was at the touch."""
+    return wrap_angle(path.poses[path.touch :, 5] - path.poses[path.touch, 5])
+
+
+def _about(middle: float, yaw: float) -> float:
+    """The yaw (rad) as what lies within half a turn of a middle one."""
+    return float(middle + wrap_angle(yaw - middle))
+
+
+def yaws_of(paths: Sequence[Path], middle: float) -> tuple[float, float]:
+    """The least and the most yaw (rad) from the touch on, not wrapped: a wrist goes as far as it was seen to.
+
+    Args:
+        middle: of the yaws at the touch, rad.
+    """
+    yaws = np.concatenate([_about(middle, path.poses[path.touch, 5]) + _turned(path) for path in paths])
+    return float(yaws.min()), float(yaws.max())
 
 
 def lets_go(path: Path) -> bool:

@@ -16,7 +16,7 @@ from arvrm.model.words import sentence_words
 from arvrm.motions.camera import seen_change
 from arvrm.motions.hand_map import SURE_TURN, HandMap
 from arvrm.motions.library import Motion
-from arvrm.motions.path import Goal, takes
+from arvrm.motions.path import Goal, takes, yaws_of
 from arvrm.motions.retrieve import TERMS, RetrieveConfig, Retriever
 
 UNSURE = 0.3
@@ -112,6 +112,8 @@ class PlaceSeer:
         self._angle = np.where(alike, self._yaw, told)
         self._sure_turn = alike | (np.linalg.norm(turn, axis=1) > SURE_TURN)
         self._middle_yaw = float(np.arctan2(np.sin(self._yaw).sum(), np.cos(self._yaw).sum()))
+        shown = [one.path for one in self.motions if one.embodiment == "robot"]
+        self._yaws = yaws_of(shown or [one.path for one in self.motions], self._middle_yaw)
         everything = np.concatenate([one.path.poses[:, :3] for one in self.motions])
         starts = np.array([one.start[:6] for one in self.motions])
         lookout = np.concatenate([np.median(starts[:, :3], 0), starts[0, 3:]])
@@ -175,7 +177,9 @@ class PlaceSeer:
                 named: dict[str, float] = dict(zip(TERMS, map(float, terms[row]), strict=True))
                 named["score"] = float(terms[row] @ self.retriever.weights)
                 end = None if ends is None or not ends[row].any() else reached[row] + ends[row]
-                goal = Goal(reached[row], float(turns[row]), end, shares[number], ways[rank], float(quarters[row]))
+                goal = Goal(
+                    reached[row], float(turns[row]), end, shares[number], ways[rank], float(quarters[row]), self._yaws
+                )
                 # A place less likely comes after all motions at a likelier one, as far as it is so much less likely.
                 order = np.log(max(shares[number], 1e-6)) - _RANK * rank
                 (within if inside[row] else beyond).append((order, Choice(self.motions[row], goal, named, number)))

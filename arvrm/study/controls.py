@@ -20,6 +20,7 @@ from arvrm.geometry import angle_difference, euler_to_matrix, half_turn
 from arvrm.instructions import validation_instruction
 from arvrm.interface import BLOCKS, TASKS, Observation, PlanRequest, UserError
 from arvrm.motions import Goal, Motion, Path
+from arvrm.motions.path import yaws_of
 from arvrm.policy.analogy import AnalogyPolicy
 from arvrm.policy.places import Choice, PlaceSeer, Sight
 from arvrm.robots.calvin import LANDMARKS
@@ -120,7 +121,9 @@ class MeanSeer(_Around):
             motion = mean_motion([choice.motion for choice in some])
             touch = np.mean([choice.goal.touch for choice in some], 0)
             turn = float(np.mean([choice.goal.turn for choice in some]))
-            choices.append(Choice(motion, Goal(touch, turn, None, some[0].goal.confidence), {}, hypothesis))
+            choices.append(
+                Choice(motion, Goal(touch, turn, None, some[0].goal.confidence, yaws=some[0].goal.yaws), {}, hypothesis)
+            )
         return dataclasses.replace(sight, choices=choices)
 
 
@@ -173,6 +176,7 @@ class TrueSeer:
         opened = [EpisodeStore(path) for path in stores]
         yaws = np.array([motion.path.tcp_touch[5] for motion in motions])
         self.middle = float(np.arctan2(np.sin(yaws).sum(), np.cos(yaws).sum()))
+        self.yaws = yaws_of([motion.path for motion in motions], self.middle)
         for motion in motions:
             store = next((one for one in opened if motion.id in one), None)
             if store is None:
@@ -208,7 +212,7 @@ class TrueSeer:
                 turn = float(self.middle + half_turn(wanted - self.middle) - path.tcp_touch[5])
                 cos, sin = np.cos(turn), np.sin(turn)
                 apart = np.append(np.array([[cos, -sin], [sin, cos]]) @ apart[:2], apart[2])
-            goal = Goal(place + apart, turn)
+            goal = Goal(place + apart, turn, yaws=self.yaws)
             way = (robot[:3] - goal.touch) - (known.motion.start[:3] - path.tcp_touch[:3])
             cost = float(np.linalg.norm(way) + 0.1 * abs(turn))
             costs.append((cost, Choice(known.motion, goal, {"start": cost})))
