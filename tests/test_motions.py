@@ -99,7 +99,7 @@ def test_what_is_held_is_turned_on_past_where_the_demonstration_was_done(turned,
     least, most = yaws_of([path, down_and_along()], 1.5)
     assert (least, most) == (pytest.approx(1.5 + min(turned, 0)), pytest.approx(1.5 + max(turned, 0)))
     wrist = Goal(np.zeros(3), -0.1 * np.sign(turned), yaws=(least, most))
-    end = 2.5 * np.sign(turned) + (0 if turned > 0 else 3.0) if abs(turned) == 1 else 1.9
+    end = {1.0: 2.5, -1.0: 0.5, 0.5: 1.9}[turned]
     assert bend(path, start, wrist).poses[-1, 5] == pytest.approx(end), "no further than any wrist was seen to go"
     other = replace(wrist, turn=0.4 * np.sign(turned))
     assert bend(path, start, other).poses[-1, 5] == pytest.approx(1.5 + turned + other.turn), "as far as it was shown"
